@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import sqrt
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -28,7 +30,9 @@ Verdict = Literal["clean", "backdoored", "sanitized", "not sanitized", "inconclu
 class Progress(Protocol):
     """Told by a stage how far it is: `done` of `total` steps of `stage`, and a short remark."""
 
-    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None: ...
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Takes note; returns at once."""
+        ...
 
 
 def no_progress(stage: str, done: int, total: int, note: str = "") -> None:
@@ -191,7 +195,9 @@ class Game(Protocol):
     """A cooperative game in M payoffs. Coalitions say who is present; absent players' channels are zero."""
 
     @property
-    def n_players(self) -> int: ...
+    def n_players(self) -> int:
+        """P, how many players there are."""
+        ...
 
     def __call__(self, coalitions: BoolArray) -> DoubleArray:
         """Payoffs (B, M) of the coalitions (B, P)."""
@@ -342,3 +348,20 @@ class Report:
 
 Predict = Callable[[FloatArray], FloatArray]
 """Images (N, C, H, W) in 0..1 to class scores (N, K)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Converted:
+    """What an adapter makes of a model file: a serialized ONNX ModelProto and what the framework says of its input.
+
+    `spec` holds any of `InputSpec`'s fields that the source file states (never guesses). `folder` is where external
+    data named by the model lie, None where it holds all its weights. `notes` are remarks for the report.
+    """
+
+    onnx: bytes = field(repr=False)
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spec", MappingProxyType(dict(self.spec)))
