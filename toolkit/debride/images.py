@@ -1,0 +1,253 @@
+"""Clean images from folders and `.npz` files to `Samples`, drawn and split by a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .errors import ImagesError
+from .npz import read_npz
+from .pixels import decode, decode_any, encode, in_depth, resized
+from .types import FloatArray, IntArray, Samples, frozen_array
+
+__all__ = ["LoadedImages", "check_labels", "decode", "draw_per_class", "encode", "load_images", "resized", "split"]
+
+MAX_VALUES = 1 << 28
+_MAX_FILE_BYTES = 256 << 20
+# Wider than what is decoded: a file in another image format is an error, not a file to skip in silence.
+_SUFFIXES = frozenset(
+    (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".dib", ".webp", ".ppm", ".pgm", ".pbm", ".pnm")
+    + (".tif", ".tiff", ".gif", ".jp2", ".avif", ".exr", ".hdr")
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LoadedImages:
+    """What `load_images` read: `images` float32 (N, C, H, W) in 0..1 and `labels` int64 (N,), or None.
+
+    `files` names each image (empty for an `.npz`); `classes` holds the folder names, and `numbered` says whether the
+    labels are class indices by name or number (True) or only by the folders' sorted order (False).
+    """
+
+    images: FloatArray
+    labels: IntArray | None = None
+    files: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    numbered: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", frozen_array(self.images))
+
+    def samples(self) -> Samples:
+        """The same images and labels as `Samples`."""
+        return Samples(images=self.images, labels=self.labels)
+
+
+def load_images(
+    path: Path,
+    *,
+    depth: int | None = None,
+    size: tuple[int, int] | None = None,
+    class_names: tuple[str, ...] = (),
+    resize: bool = False,
+    limit: int = MAX_VALUES,
+) -> LoadedImages:
+    """Clean images from a folder of class folders, a folder of images (no labels), or an `.npz` with `x` and `y`.
+
+    Labels of class folders: the number where all names are integers; the index in `class_names` where all are
+    there; else the place in sorted order. Files of another depth are converted; another size is an error unless
+    `resize`. Hidden files are ignored. `limit` bounds the number of values (N*C*H*W).
+
+    Raises `ImagesError` naming the file and the mend.
+    """
+    if path.is_dir():
+        return _load_folder(path, depth, size, class_names, resize, limit)
+    if not path.exists():
+        raise ImagesError(f"{path}: no such file or folder; give a folder of images or an .npz with x and y")
+    if path.suffix != ".npz":
+        raise ImagesError(f"{path}: neither a folder nor an .npz; give a folder of images or an .npz with x and y")
+    return _load_npz(path, depth, size, resize, limit)
+
+
+def _load_folder(
+    root: Path,
+    depth: int | None,
+    size: tuple[int, int] | None,
+    class_names: tuple[str, ...],
+    resize: bool,
+    limit: int,
+) -> LoadedImages:
+    folders, files = _entries(root, root)
+    if folders and files:
+        raise ImagesError(f"{files[0]}: lies beside class folders; move every image into a folder of its class")
+    labels, numbered = _folder_labels(folders, class_names)
+    listed: list[tuple[Path, int]] = [(file, 0) for file in files]
+    for folder, label in zip(folders, labels, strict=True):
+        nested, inside = _entries(folder, root)
+        if nested:
+            raise ImagesError(f"{nested[0]}: a folder inside a class folder; keep one level of class folders")
+        listed += [(file, label) for file in inside]
+    if not listed:
+        raise ImagesError(f"{root}: holds no image file ({', '.join(sorted(_SUFFIXES))}); give a folder with images")
+    images = _stack([file for file, _ in listed], depth, size, resize, limit)
+    return LoadedImages(
+        images=images,
+        labels=np.array([label for _, label in listed], np.int64) if folders else None,
+        files=tuple(str(file.relative_to(root)) for file, _ in listed),
+        classes=tuple(folder.name for folder in folders),
+        numbered=numbered,
+    )
+
+
+def _entries(folder: Path, root: Path) -> tuple[list[Path], list[Path]]:
+    """Subfolders and image files of `folder`, sorted by name; hidden ones and other files are left out."""
+    inside = root.resolve()
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    for entry in entries:
+        if entry.is_symlink() and not entry.resolve().is_relative_to(inside):
+            raise ImagesError(f"{entry}: a link that leads out of {root}; copy the file into the folder")
+    folders = [entry for entry in entries if entry.is_dir()]
+    return folders, [entry for entry in entries if entry.suffix.lower() in _SUFFIXES and not entry.is_dir()]
+
+
+def _folder_labels(folders: list[Path], class_names: tuple[str, ...]) -> tuple[list[int], bool]:
+    names = [folder.name for folder in folders]
+    if all(name.isascii() and name.isdecimal() and len(name) < 10 for name in names):
+        return [int(name) for name in names], True
+    if all(name in class_names for name in names):
+        return [class_names.index(name) for name in names], True
+    known = [name for name in names if name in class_names]
+    if known:
+        stray = next(folder for folder in folders if folder.name not in class_names)
+        raise ImagesError(f"{stray}: is none of the model's class names (as {known[0]!r} is); rename the folder")
+    return list(range(len(names))), False
+
+
+def _stack(files: list[Path], depth: int | None, size: tuple[int, int] | None, resize: bool, limit: int) -> FloatArray:
+    """All images in one array; depth and size, where None, are those of the first image."""
+    stacked: FloatArray | None = None
+    for row, file in enumerate(files):
+        image = decode_any(_read(file), str(file))
+        if stacked is None:
+            depth, size = depth or image.shape[0], size or (image.shape[1], image.shape[2])
+            stacked = _allocate(len(files), depth, size, limit, file.parent)
+        stacked[row] = _fitted(in_depth(image, depth), str(file), size, resize)
+    assert stacked is not None  # `files` is never empty
+    return stacked
+
+
+def _read(file: Path) -> bytes:
+    try:
+        if not file.is_file() or file.stat().st_size > _MAX_FILE_BYTES:
+            raise ImagesError(f"{file}: no regular file below {_MAX_FILE_BYTES} bytes; remove it or scale it down")
+        return file.read_bytes()
+    except OSError as error:
+        raise ImagesError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _allocate(n: int, depth: int, size: tuple[int, int], limit: int, source: Path) -> FloatArray:
+    if n * depth * size[0] * size[1] > limit:
+        raise ImagesError(f"{source}: {n} images of {size[0]}x{size[1]} exceed the limit of {limit} values; give fewer")
+    return np.empty((n, depth, *size), np.float32)
+
+
+def _fitted(image: FloatArray, name: str, size: tuple[int, int] | None, resize: bool) -> FloatArray:
+    found = (image.shape[1], image.shape[2])
+    if size is None or found == size:
+        return image
+    if not resize:
+        raise ImagesError(
+            f"{name}: is {found[0]}x{found[1]} (height x width) and {size[0]}x{size[1]} is wanted; "
+            "pass --resize to have images scaled"
+        )
+    return resized(image, size)
+
+
+def _load_npz(path: Path, depth: int | None, size: tuple[int, int] | None, resize: bool, limit: int) -> LoadedImages:
+    arrays = read_npz(path, ("x", "y"), ImagesError)
+    x, y = arrays.get("x"), arrays.get("y")
+    if x is None:
+        raise ImagesError(f"{path}: holds no array 'x'; save images as x, uint8 (N, H, W) or (N, H, W, 3)")
+    if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)):
+        raise ImagesError(f"{path}: x is {x.dtype} {x.shape}; want uint8 (N, H, W) or (N, H, W, 3), RGB")
+    if not x.size:
+        raise ImagesError(f"{path}: x is empty ({x.shape}); give at least two images")
+    x = x[..., None] if x.ndim == 3 else x
+    if depth is not None and x.shape[3] != depth:
+        shape = "(N, H, W), grey" if depth == 1 else "(N, H, W, 3), RGB"
+        raise ImagesError(f"{path}: x has {x.shape[3]} channels and the model wants {depth}; save x as {shape}")
+    if y is not None and (y.dtype.kind not in "iu" or y.shape != x.shape[:1]):
+        raise ImagesError(f"{path}: y is {y.dtype} {y.shape}; want one integer per image, ({len(x)},)")
+    wanted = size or (x.shape[1], x.shape[2])
+    images = _allocate(len(x), x.shape[3], wanted, limit, path)
+    for row, image in enumerate(x):
+        planes = np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float32) / np.float32(255)
+        images[row] = _fitted(planes, f"{path}: x", wanted, resize)
+    return LoadedImages(images=images, labels=None if y is None else y.astype(np.int64))
+
+
+def check_labels(loaded: LoadedImages, n_classes: int, source: Path) -> None:
+    """Raises `ImagesError` where labels are out of 0..n_classes-1, only guessed, or of fewer than two classes."""
+    if loaded.labels is None:
+        return
+    wrong = (loaded.labels < 0) | (loaded.labels >= n_classes)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        where = loaded.files[row] if loaded.files else f"y[{row}]"
+        raise ImagesError(
+            f"{source}: {where} has label {loaded.labels[row]} and the model has {n_classes} classes; "
+            f"labels go from 0 to {n_classes - 1}"
+        )
+    if len(np.unique(loaded.labels)) < 2:
+        raise ImagesError(f"{source}: images of one class only; give images of two classes or more")
+    if not loaded.numbered and len(loaded.classes) != n_classes:
+        raise ImagesError(
+            f"{source}: {len(loaded.classes)} class folders for {n_classes} classes, and their names tell not which; "
+            "name the folders by class index, or list class_names in the side-car file"
+        )
+
+
+def draw_per_class(samples: Samples, n: int, seed: int, n_classes: int | None = None) -> Samples:
+    """`n` images of every class (all where a class has fewer), in their order; without labels n * n_classes images.
+
+    The draw depends on `seed` alone. `n_classes` is needed, and used, only where there are no labels.
+    """
+    rng = np.random.default_rng(seed)
+    if samples.labels is None:
+        count = min(n * (n_classes or 1), len(samples))
+        return samples.take(np.sort(rng.permutation(len(samples))[:count]))
+    chosen = [rows[:n] for rows in _shuffled_classes(samples.labels, rng)]
+    return samples.take(np.sort(np.concatenate(chosen)))
+
+
+def split(samples: Samples, seed: int, fraction: float = 0.5) -> tuple[Samples, Samples]:
+    """`(fit, held_out)`: disjoint, together all samples, about `fraction` of every class in `fit`.
+
+    A class of two images or more has one on both sides at least; a class of one image goes to `fit`. Where every
+    class has one image, whole classes are held out instead, so that both sides have images. Without labels all
+    images count as one class. Raises `ImagesError` where there are fewer than two images.
+    """
+    if len(samples) < 2:
+        raise ImagesError("fewer than two images: one to search on and one to check on are needed; give more")
+    rng = np.random.default_rng(seed)
+    labels = np.zeros(len(samples), np.int64) if samples.labels is None else samples.labels
+    classes = list(_shuffled_classes(labels, rng))
+    if all(len(rows) == 1 for rows in classes):
+        classes = [rng.permutation(np.concatenate(classes))]
+    parts = [rows[: _share(len(rows), fraction)] for rows in classes]
+    fit = np.zeros(len(samples), np.bool_)
+    fit[np.concatenate(parts)] = True
+    return samples.take(fit), samples.take(~fit)
+
+
+def _share(count: int, fraction: float) -> int:
+    # Half is rounded up: with an odd count the side that learns gets the larger part.
+    return 1 if count == 1 else min(max(int(count * fraction + 0.5), 1), count - 1)
+
+
+def _shuffled_classes(labels: IntArray, rng: np.random.Generator) -> Iterator[IntArray]:
+    for label in np.unique(labels):
+        yield rng.permutation(np.flatnonzero(labels == label))

@@ -1,0 +1,218 @@
+"""The one maker of onnxruntime sessions, and the one place that names execution providers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import ModelError, RuntimeMissingError
+from .images import encode
+from .types import FloatArray, InputSpec, Predict
+
+try:
+    import onnxruntime as ort
+except ImportError:  # neither extra is installed; said when the first session is made
+    ort = None
+
+_PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
+# TF32 rounds products to 10 bits: far outside the parity that the differentiable proxy is held to.
+_OPTIONS: dict[str, dict[str, str]] = {"CUDAExecutionProvider": {"use_tf32": "0"}}
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+}
+_SUM_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How sessions run: `threads` inside one operator (0: all cores) and `providers` to ask for, in order.
+
+    Empty `providers` asks for CUDA, then the CPU, as far as the installed onnxruntime offers them.
+    """
+
+    threads: int = 0
+    providers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One end of a model: `shape` has None where a dimension is symbolic; `dtype` is object for non-tensors."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: np.dtype[Any]
+
+
+class Session:
+    """A loaded model. `model` is the serialized bytes or, for external data, the path; `name` is used in errors.
+
+    Raises `RuntimeMissingError` without a usable onnxruntime, `ModelError` where the model cannot be loaded.
+    """
+
+    def __init__(self, model: bytes | Path, runtime: Runtime | None = None, name: str = "") -> None:
+        self.name = name or (model.name if isinstance(model, Path) else "model")
+        self.asked = asked_providers(runtime or Runtime())
+        self._session = _create(model, runtime or Runtime(), self.asked, self.name)
+
+    @cached_property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """The inputs that must be fed (initializers listed as inputs are left out)."""
+        return tuple(_info(value) for value in self._session.get_inputs())
+
+    @cached_property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """The outputs, in graph order."""
+        return tuple(_info(value) for value in self._session.get_outputs())
+
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        """The model's `metadata_props`."""
+        return dict(self._session.get_modelmeta().custom_metadata_map)
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that really runs first; may differ from `asked[0]`."""
+        return str(self._session.get_providers()[0])
+
+    def run(
+        self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str] | None = None
+    ) -> list[npt.NDArray[Any]]:
+        """The tensors named by `outputs` (default all). Raises `ModelError` where onnxruntime fails."""
+        try:
+            return list(self._session.run(None if outputs is None else list(outputs), dict(feeds)))
+        except Exception as error:
+            raise ModelError(f"{self.name}: onnxruntime could not run the model: {_line(error)}") from error
+
+
+def asked_providers(runtime: Runtime) -> tuple[str, ...]:
+    """The execution providers to ask for, in order; those that onnxruntime lacks are an error when named."""
+    _require_onnxruntime()
+    available = ort.get_available_providers()
+    if not runtime.providers:
+        return tuple(p for p in _PREFERRED if p in available) or tuple(available)
+    missing = [p for p in runtime.providers if p not in available]
+    if missing:
+        raise RuntimeMissingError(
+            f"onnxruntime has no {missing[0]} (it has {', '.join(available)}): "
+            "name one of these, or install debride[gpu] in place of debride[cpu]"
+        )
+    return runtime.providers
+
+
+def environment() -> dict[str, str]:
+    """onnxruntime's version and the providers that it lists, for the report."""
+    _require_onnxruntime()
+    return {"onnxruntime": str(ort.__version__), "providers": ", ".join(ort.get_available_providers())}
+
+
+def _require_onnxruntime() -> None:
+    # Uninstalling one of the two wheels guts the other: the import then works and the module is empty.
+    if ort is None or not hasattr(ort, "InferenceSession"):
+        state = "is not installed" if ort is None else "is broken (one of its two wheels was uninstalled)"
+        raise RuntimeMissingError(f"onnxruntime {state}: install debride[cpu] or debride[gpu] afresh, never both")
+
+
+def _create(model: bytes | Path, runtime: Runtime, asked: tuple[str, ...], name: str) -> Any:
+    source = str(model) if isinstance(model, Path) else model
+    # The GPU wheel writes to stderr, from the default logger, that a machine has no GPU: we report that ourselves.
+    ort.set_default_logger_severity(4)
+    attempts = [asked]
+    if not runtime.providers and asked[0] != "CPUExecutionProvider" and "CPUExecutionProvider" in asked:
+        attempts.append(("CPUExecutionProvider",))
+    for providers in attempts:
+        try:
+            return ort.InferenceSession(
+                source,
+                sess_options=_session_options(runtime.threads),
+                providers=[(p, _OPTIONS.get(p, {})) for p in providers],
+                enable_fallback=0,  # its own fallback prints to stdout
+            )
+        except Exception as error:
+            failure = error
+    raise ModelError(f"{name}: onnxruntime could not load the model: {_line(failure)}") from failure
+
+
+def _session_options(threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    # Counted here: onnxruntime's own count pins threads to cores, which containers refuse with noise.
+    options.intra_op_num_threads = (
+        threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+    )
+    options.inter_op_num_threads = 1
+    options.use_deterministic_compute = True
+    options.log_severity_level = 3
+    return options
+
+
+def _info(value: Any) -> TensorInfo:
+    shape = tuple(d if isinstance(d, int) and d >= 0 else None for d in value.shape or ())
+    return TensorInfo(value.name, shape, np.dtype(_DTYPES.get(value.type, object)))
+
+
+def _line(error: Exception) -> str:
+    """The message without its stack, on one line of bounded length: parts of it come from the model file."""
+    return " ".join(str(error).split())[:500]
+
+
+def predictor(session: Session, spec: InputSpec, *, batch: int = 256) -> Predict:
+    """Images (N, C, H, W) float32 in 0..1 -> class scores float32 (N, K), as the graph gives them.
+
+    Runs in batches of `batch`, or of the model's own size where that is fixed (the last one padded with repeats).
+    Raises `ImagesError` where images do not fit `spec`, `ModelError` where the output is no score (N, K >= 2).
+    """
+    entry = next((i for i in session.inputs if i.name == spec.name), None)
+    if entry is None:
+        raise ModelError(f"{session.name}: no input is named {spec.name!r}; it has {[i.name for i in session.inputs]}")
+    output = spec.output or session.outputs[0].name
+    fixed = entry.shape[0] if entry.shape else None
+    step = fixed or batch
+
+    def predict(images: FloatArray) -> FloatArray:
+        parts = []
+        for start in range(0, len(images), step):
+            chunk = encode(images[start : start + step], spec).astype(entry.dtype, copy=False)
+            n = len(chunk)
+            if fixed and n < fixed:
+                chunk = np.concatenate([chunk, np.repeat(chunk[-1:], fixed - n, axis=0)])
+            parts.append(_checked(session, output, session.run({spec.name: chunk}, [output])[0], len(chunk))[:n])
+        return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+
+    return predict
+
+
+def _checked(session: Session, output: str, scores: npt.NDArray[Any], n: int) -> FloatArray:
+    if scores.ndim != 2 or len(scores) != n or scores.shape[1] < 2:
+        raise ModelError(
+            f"{session.name}: output {output!r} has shape {scores.shape} for {n} images and is no class score (N, K): "
+            "name the right one with --output-name, or export the model with a batch dimension"
+        )
+    if not np.isfinite(scores).all():
+        raise ModelError(f"{session.name}: output {output!r} is not finite: the weights or the input range are broken")
+    return np.asarray(scores, dtype=np.float32)
+
+
+def probabilities(scores: npt.NDArray[np.floating[Any]]) -> FloatArray:
+    """Class probabilities float32 (N, K) of scores (N, K).
+
+    Decided once for the whole array: where every row is non-negative and sums to 1 within 1e-3, the graph holds a
+    softmax and the scores are left alone; otherwise softmax is applied (to log-probabilities too, rightly).
+    """
+    if scores.size and scores.min() >= -1e-6 and np.abs(scores.sum(axis=1) - 1).max() <= _SUM_TOLERANCE:
+        return np.clip(scores, 0, None).astype(np.float32)
+    shifted = np.exp(scores - scores.max(axis=1, keepdims=True, initial=-np.inf))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float32)
