@@ -1,0 +1,155 @@
+"""A model file -> `Model`: limits, confinement, the ONNX checker, then a working copy and its parsed graph.
+
+The delivered protobuf is kept as it is, for surgery. The working copy has local functions inlined, the batch
+dimension freed and every node named, and is what sessions, the proxy and the analyses run on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx.checker
+import onnx.defs
+import onnx.inliner
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from debride.errors import DebrideError, ModelError, UnsupportedOpError
+from debride.graph.batch import free_batch
+from debride.graph.ir import Graph
+from debride.graph.parse import node_names, opset_of, parse
+from debride.graph.tensors import check_tensors, load_external
+
+__all__ = ["MAX_BYTES", "Model", "inlined", "parse", "read_model"]
+
+MAX_BYTES = 2**31 - 1
+"""The most that one protobuf message can hold, and the default limit for a model with its external data."""
+OPSETS = range(7, 24)
+_OLDEST_IR = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Model:
+    """A model file read: `proto` as delivered (external data loaded), `working` inlined, freed and named.
+
+    `graph` is `working` parsed. `data` are the file's own bytes, `sha256` (hex) and `size` theirs; `external` are the
+    files of external data that belong to it.
+    """
+
+    proto: onnx.ModelProto
+    working: onnx.ModelProto
+    graph: Graph
+    path: Path
+    sha256: str
+    size: int
+    data: bytes
+    external: tuple[Path, ...] = ()
+
+
+def read_model(path: str | Path, *, max_bytes: int = MAX_BYTES, free: bool = True) -> Model:
+    """Read the ONNX file `path`, at most `max_bytes` with its external data; opsets 7 to 23, IR version 3 and later.
+
+    `free=False` leaves a fixed batch dimension as it is (for a model that only works one by one).
+
+    Raises:
+        UnsupportedOpError: an operator of the ONNX domain does not exist in the model's opset; names node and opset.
+        ModelError: everything else that is wrong with the file; the message names it and the mend.
+    """
+    path = Path(path)
+    data = _read_bytes(path, max_bytes)
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except DecodeError as error:
+        raise ModelError(f"{path}: no ONNX model, or cut short; copy or export the file again") from error
+    if not proto.HasField("graph") or not proto.graph.node:
+        raise ModelError(f"{path}: holds no ONNX graph; name an .onnx file")
+    external = load_external(proto, path, max_bytes - len(data))
+    _check(proto, path)
+    try:
+        working = _working(proto, free)
+        graph = parse(working)
+    except DebrideError as error:
+        raise type(error)(f"{path}: {error}") from error
+    digest = hashlib.sha256(data).hexdigest()
+    return Model(
+        proto=proto,
+        working=working,
+        graph=graph,
+        path=path,
+        sha256=digest,
+        size=len(data),
+        data=data,
+        external=external,
+    )
+
+
+def _read_bytes(path: Path, max_bytes: int) -> bytes:
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; name an .onnx file")
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(max_bytes + 1)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    if len(data) > max_bytes:
+        raise ModelError(f"{path}: larger than {max_bytes} bytes; raise the limit if the file is trusted")
+    return data
+
+
+def _check(proto: onnx.ModelProto, path: Path) -> None:
+    opset = opset_of(proto)
+    if opset not in OPSETS:
+        raise ModelError(f"{path}: opset {opset} is not within 7..23; convert it with onnx.version_converter")
+    if proto.ir_version < _OLDEST_IR:
+        raise ModelError(f"{path}: IR version {proto.ir_version} is older than 3; export the model again")
+    check_tensors(proto, path)
+    _check_ops(proto, path, opset)
+    try:
+        onnx.checker.check_model(proto)
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        message = " ".join(str(error).split())
+        raise ModelError(f"{path}: fails the ONNX checker: {message}; export the model again") from error
+
+
+def _check_ops(proto: onnx.ModelProto, path: Path, opset: int) -> None:
+    """The checker refuses such operators too, but says neither the node's place nor the opset."""
+    local = {(f.domain, f.name) for f in proto.functions}
+    for node, name in zip(proto.graph.node, node_names(proto.graph.node), strict=True):
+        if node.domain not in ("", "ai.onnx") or (node.domain, node.op_type) in local:
+            continue
+        if not onnx.defs.has(node.op_type) or not _defined(node.op_type, opset):
+            raise UnsupportedOpError(f"{path}: node '{name}' is a {node.op_type}, which opset {opset} has not")
+
+
+def _defined(op: str, opset: int) -> bool:
+    try:
+        return not onnx.defs.get_schema(op, opset, "").deprecated
+    except onnx.defs.SchemaError:
+        return False
+
+
+def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `proto` with its local functions inlined; initializers keep their names.
+
+    Raises:
+        ModelError: a function cannot be inlined.
+    """
+    if not proto.functions:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(proto)
+        return copy
+    try:
+        # A function may import another opset than the model; then its body has to be converted.
+        return onnx.inliner.inline_local_functions(proto, convert_version=True)
+    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+        raise ModelError(f"its functions cannot be inlined ({error}); export without functions") from error
+
+
+def _working(proto: onnx.ModelProto, free: bool) -> onnx.ModelProto:
+    working = inlined(proto)
+    for node, name in zip(working.graph.node, node_names(working.graph.node), strict=True):
+        node.name = name
+    return free_batch(working) if free else working
