@@ -1,0 +1,81 @@
+# Every target does its own set-up, in .venv (.venv-gpu with EXTRA=gpu); only python3 (3.11 or newer) with its venv module is needed.
+#
+#   make demo        sanitize the sample model of samples/; the report goes to demo-out/report
+#   make test        all tests but the slow ones        make test-slow   those, minutes each
+#   make lint        ruff, mypy, import contracts       make bench       measure against the vendor models
+#
+#   EXTRA=gpu        onnxruntime for CUDA instead of the CPU's
+#   CONSTRAINTS=     newest versions instead of the tested ones
+#   PIP_FLAGS=...    more flags for pip, as the index that PyTorch's install page names for CPU-only wheels
+#   TEST_FLAGS=...   more flags for pytest               DEMO_FLAGS=...  more flags for debride sanitize
+
+PYTHON ?= python3
+EXTRA ?= cpu
+CONSTRAINTS ?= constraints.txt
+PIP_FLAGS ?=
+TEST_FLAGS ?=
+DEMO_FLAGS ?=
+
+VENV := .venv$(if $(filter gpu,$(EXTRA)),-gpu)
+BIN := $(VENV)/bin
+SETUP := setup.cfg pyproject.toml $(CONSTRAINTS)
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
+	$(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+RUN_STAMP := $(VENV)/.installed-$(EXTRA)
+TEST_STAMP := $(VENV)/.installed-$(EXTRA)-test
+
+DEMO_MODEL := samples/fashion-backdoored.onnx
+DEMO_IMAGES := samples/images
+DEMO_OUT := demo-out
+DEMO_EVALUATE = --images $(DEMO_IMAGES) --trigger samples/true-trigger.npz
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint bench clean
+
+help:
+	@sed -n '/^#   /s/^#   //p' Makefile
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "debride needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "no virtual environment could be made; on Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
+
+$(RUN_STAMP): $(SETUP) | $(BIN)/python
+	@echo "installing debride into $(VENV), once" >&2
+	$(PIP) --editable '.[$(EXTRA)]'
+	@touch $@
+
+$(TEST_STAMP): $(RUN_STAMP)
+	$(PIP) --editable '.[$(EXTRA),test]'
+	@touch $@
+
+# Exit code 1 of the first evaluation is the finding that the demo is about.
+demo: $(RUN_STAMP)
+	@mkdir -p $(DEMO_OUT)
+	@echo "== as delivered, with the trigger that was really planted"
+	@$(BIN)/debride evaluate $(DEMO_MODEL) $(DEMO_EVALUATE) || test $$? -eq 1
+	@echo "== debride sanitize, which does not know that trigger"
+	@$(BIN)/debride sanitize $(DEMO_MODEL) --images $(DEMO_IMAGES) --per-class 10 \
+		--output $(DEMO_OUT)/clean.onnx --report $(DEMO_OUT)/report --force $(DEMO_FLAGS)
+	@echo "== cleaned, with the trigger that was really planted"
+	@$(BIN)/debride evaluate $(DEMO_OUT)/clean.onnx $(DEMO_EVALUATE)
+	@echo "== the cleaned model: $(DEMO_OUT)/clean.onnx; the report: $(DEMO_OUT)/report"
+
+test: $(TEST_STAMP)
+	$(BIN)/python -m pytest -q -m "not slow" $(TEST_FLAGS)
+
+test-slow: $(TEST_STAMP)
+	$(BIN)/python -m pytest -q -m slow $(TEST_FLAGS)
+
+lint: $(TEST_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(TEST_STAMP)
+	$(BIN)/python benchmarks/bench_vendor.py
+
+clean:
+	rm -rf $(VENV) $(DEMO_OUT) build dist
