@@ -1,1 +1,1 @@
-
+"""The differentiable proxy: an ONNX graph run by torch, held to agree with onnxruntime."""

@@ -1,0 +1,77 @@
+"""Whether the proxy and onnxruntime agree: checked before anything computed with the proxy is trusted."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from debride.errors import ParityError
+from debride.proxy.interpreter import Proxy
+from debride.types import FloatArray, Predict
+
+TOLERANCE = 1e-3
+_RANDOM = 8
+
+
+def check_parity(
+    proxy: Proxy, predict: Predict, images: FloatArray, *, tolerance: float = TOLERANCE, seed: int = 0
+) -> float:
+    """The largest relative difference max|a - b| / (max|b| + 1e-6) between the proxy's scores and `predict`'s.
+
+    Compared on `images` (N, C, H, W) in 0..1 and on as many random ones, at most 8: scores against scores, before
+    they become logits, and the class that either puts first.
+
+    Raises:
+        ParityError: the difference exceeds `tolerance`, a first class differs where the runner-up is further away
+            than the tolerance, the shapes differ, or a score is not finite.
+    """
+    random = np.random.default_rng(seed).random((min(len(images), _RANDOM), *images.shape[1:]), np.float32)
+    return max(
+        _compare(proxy, predict, np.ascontiguousarray(batch), tolerance, kind)
+        for kind, batch in (("clean", images), ("random", random))
+    )
+
+
+def _compare(proxy: Proxy, predict: Predict, images: FloatArray, tolerance: float, kind: str) -> float:
+    expected = np.asarray(predict(images), np.float64).reshape(len(images), -1)
+    tensor = torch.from_numpy(np.array(images))
+    with torch.no_grad():
+        actual = proxy.scores(tensor).double().numpy()
+        logits = proxy(tensor).double().numpy()
+    _require_finite(expected, "onnxruntime's", kind)
+    _require_finite(actual, "the proxy's", kind)
+    _require_finite(logits, "the proxy's", kind)
+    if actual.shape != expected.shape:
+        raise ParityError(f"the proxy gives scores {actual.shape}, onnxruntime {expected.shape}, on {kind} images")
+    size = float(np.abs(expected).max())
+    difference = float(np.abs(actual - expected).max()) / (size + 1e-6)
+    if difference > tolerance:
+        raise ParityError(
+            f"on {kind} images the proxy's scores differ from onnxruntime's by {difference:.2g} of their size "
+            f"(limit {tolerance:g}): the model uses an operator in a way that the proxy gets wrong; report it"
+        )
+    _require_same_class(logits, expected, tolerance * (size + 1e-6), kind)
+    return difference
+
+
+def _require_finite(scores: npt.NDArray[np.float64], whose: str, kind: str) -> None:
+    wrong = np.argwhere(~np.isfinite(scores))
+    if len(wrong):
+        row, column = wrong[0]
+        raise ParityError(
+            f"{whose} score of class {column} on {kind} image {row} is {scores[row, column]}: "
+            "the model's weights hold NaN or overflow; export it again"
+        )
+
+
+def _require_same_class(
+    logits: npt.NDArray[np.float64], expected: npt.NDArray[np.float64], tolerance: float, kind: str
+) -> None:
+    """The proxy's first class must be onnxruntime's, or within `tolerance` of it in onnxruntime's own scores."""
+    chosen = np.take_along_axis(expected, logits.argmax(1)[:, None], axis=1)[:, 0]
+    wrong = np.flatnonzero(expected.max(1) - chosen > tolerance)
+    if len(wrong):
+        raise ParityError(
+            f"on {len(wrong)} of {len(expected)} {kind} images the proxy puts another class first than onnxruntime"
+        )
