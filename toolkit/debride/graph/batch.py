@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnx.shape_inference
 from onnx import numpy_helper
+
+from debride.graph.infer import shape_of, value_infos
 
 BATCH = "batch"
 
@@ -57,12 +58,16 @@ def add_initializer(proto: onnx.ModelProto, name: str, array: np.ndarray) -> str
 
 
 def tensor_names(proto: onnx.ModelProto) -> set[str]:
-    """Every tensor name of the main graph."""
-    graph = proto.graph
-    names = {v.name for v in (*graph.input, *graph.output, *graph.value_info, *graph.initializer)}
-    for node in graph.node:
-        names.update(node.input)
-        names.update(node.output)
+    """Every tensor name of the main graph and its subgraphs."""
+    names: set[str] = set()
+    todo = [proto.graph]
+    while todo:
+        graph = todo.pop()
+        names.update(v.name for v in (*graph.input, *graph.output, *graph.value_info, *graph.initializer))
+        for node in graph.node:
+            names.update((*node.input, *node.output))
+            todo.extend(a.g for a in node.attribute if a.HasField("g"))
+            todo.extend(g for a in node.attribute for g in a.graphs)
     return names
 
 
@@ -74,7 +79,7 @@ def _fixed_batch(value: onnx.ValueInfoProto) -> bool:
 def _reshape_targets(proto: onnx.ModelProto, images: set[str]) -> dict[int, list[int]]:
     """New targets, by node index, of the Reshapes on the images' way that name their leading dimension."""
     constants = _constants(proto)
-    shapes = _inferred_shapes(proto)
+    infos = value_infos(proto)
     flowing = set(images)
     targets: dict[int, list[int]] = {}
     for index, node in enumerate(proto.graph.node):
@@ -86,7 +91,7 @@ def _reshape_targets(proto: onnx.ModelProto, images: set[str]) -> dict[int, list
         target = constants[node.input[1]].tolist()
         if not target or target[0] in (0, -1):
             continue
-        full = shapes.get(node.output[0]) if -1 in target or 0 in target else target
+        full = shape_of(infos.get(node.output[0])) if -1 in target or 0 in target else target
         if full is not None and all(dim > 0 for dim in full):
             targets[index] = [-1, *full[1:]]
         elif -1 in target:  # the remainder is taken: let the leading dimension be copied from the input
@@ -103,13 +108,3 @@ def _constants(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
                 numpy_helper.to_array(attribute.t) if attribute.name == "value" else np.asarray(attribute.ints)
             )
     return found
-
-
-def _inferred_shapes(proto: onnx.ModelProto) -> dict[str, list[int]]:
-    """Tensor shapes with 0 for what stays unknown; empty where inference gives up."""
-    try:
-        graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        return {}
-    values = (*graph.value_info, *graph.output)
-    return {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}

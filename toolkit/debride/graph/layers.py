@@ -11,11 +11,6 @@ import numpy.typing as npt
 from debride.graph.ir import Node
 from debride.graph.walk import Index
 
-_RANK_KEEPING = frozenset(
-    "Relu LeakyRelu Clip Dropout Identity Sigmoid Tanh Softmax Cast BatchNormalization Transpose".split()
-    + "MaxPool AveragePool GlobalAveragePool GlobalMaxPool".split()
-)
-
 
 class Unfit(Exception):  # noqa: N818 - no failure of the run: it carries the reason why a layer is no player
     """The layer's channels cannot be zeroed exactly; the message says why."""
@@ -145,34 +140,11 @@ def _matmul(index: Index, node: Node) -> Layer:
     if weight.array.ndim < 2:
         raise Unfit("its right operand is a vector")
     size = weight.array.shape[-1]
-    left = rank_of(index, node.inputs[0])
+    left = index.ranks.get(node.inputs[0])
     rank = None if left is None or left < 2 else max(left, weight.array.ndim)
     part = _part(weight, weight.array.ndim - 1, _single(size))
     axis = -1 if rank is None else rank - 1
     return Layer(node=node, size=size, parts=(part,), edge=node.outputs[0], axis=axis, rank=rank)
-
-
-def rank_of(index: Index, tensor: str) -> int | None:
-    """The rank of `tensor` where the operators that lead to it tell; None else."""
-    constant = index.constant(tensor)
-    if constant is not None:
-        return constant.ndim
-    node = index.producer(tensor)
-    if node is None:
-        shapes = {v.name: v.shape for v in index.graph.inputs}
-        shape = shapes.get(tensor)
-        return None if shape is None else len(shape)
-    if node.op in ("Gemm", "Flatten"):
-        return 2
-    if node.op in ("Conv", "ConvTranspose") or node.op in _RANK_KEEPING:
-        return rank_of(index, node.inputs[0])
-    if node.op == "Reshape":
-        target = index.constant(node.inputs[1])
-        return None if target is None else int(target.size)
-    if node.op in ("Add", "Sub", "Mul", "Div", "MatMul"):
-        ranks = [rank_of(index, i) for i in node.inputs]
-        return None if None in ranks else max(r for r in ranks if r is not None)
-    return None
 
 
 def extended(layer: Layer, index: Index) -> Layer:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from debride.graph.ir import Graph, Node
+from debride.graph.ranks import ranks_of
 
 Reader = tuple[Node, int]
 
 
 class Index:
-    """Producers and readers of the tensors of `graph`."""
+    """Producers, readers and (where the operators tell) ranks of the tensors of `graph`."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.ends = frozenset(v.name for v in graph.outputs)
+        self.ranks = ranks_of(graph)
         self._producers = {tensor: node for node in graph.nodes for tensor in node.outputs if tensor}
         self._readers: dict[str, list[Reader]] = defaultdict(list)
         for node in graph.nodes:
@@ -38,7 +40,7 @@ class Index:
         readers = self._readers.get(tensor, [])
         return readers[0] if len(readers) == 1 and tensor not in self.ends else None
 
-    def constant(self, tensor: str) -> npt.NDArray[np.generic] | None:
+    def constant(self, tensor: str) -> npt.NDArray[Any] | None:
         """The value of `tensor` where it is constant."""
         return self.graph.constants.get(tensor)
 

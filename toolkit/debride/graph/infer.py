@@ -1,0 +1,32 @@
+"""Element types and shapes of the tensors of a protobuf, as far as ONNX shape inference finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+import onnx.shape_inference
+
+
+def value_infos(proto: onnx.ModelProto) -> Mapping[str, onnx.ValueInfoProto]:
+    """Type and shape by tensor name: inputs, outputs, initializers and whatever inference adds.
+
+    Tensors that inference does not reach are left out; where it gives up on the whole graph, what the file says
+    remains.
+    """
+    try:
+        graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        graph = proto.graph
+    infos = {
+        t.name: onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in proto.graph.initializer
+    }
+    infos.update((value.name, value) for value in (*graph.value_info, *graph.input, *graph.output))
+    return infos
+
+
+def shape_of(value: onnx.ValueInfoProto | None) -> list[int] | None:
+    """The dimensions of `value`, 0 for a symbolic one; None where the rank is unknown."""
+    if value is None or not value.type.tensor_type.HasField("shape"):
+        return None
+    return [max(d.dim_value, 0) for d in value.type.tensor_type.shape.dim]

@@ -1,0 +1,104 @@
+"""Writing files whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+from onnx.external_data_helper import set_external_data
+
+from debride.errors import SurgeryError, UsageError
+
+_LIMIT = 2**31 - 1
+_SMALL = 1024
+
+
+def write_model(
+    proto: onnx.ModelProto,
+    path: str | Path,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    force: bool = False,
+    limit: int = _LIMIT,
+) -> None:
+    """Write `proto` to `path` atomically, with the entries of `metadata` set in its metadata_props.
+
+    Above `limit` bytes (a protobuf cannot hold more than 2 GiB) the weights go into `path`.data beside it.
+
+    Raises:
+        UsageError: `path` exists and `force` is not given, or its folder does not exist.
+        SurgeryError: the system refuses the writing.
+    """
+    path = Path(path)
+    data_path = path.with_name(f"{path.name}.data")
+    large = proto.ByteSize() > limit
+    check_free(path, force)
+    if large:
+        check_free(data_path, force)
+    if metadata or large:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(proto)
+        proto = copy
+    if metadata:
+        kept = [entry for entry in proto.metadata_props if entry.key not in metadata]
+        del proto.metadata_props[:]
+        proto.metadata_props.extend(kept)
+        proto.metadata_props.extend(onnx.StringStringEntryProto(key=k, value=v) for k, v in metadata.items())
+    if large:
+        write_bytes(_moved_out(proto, data_path.name), data_path, force=force)
+    try:
+        write_bytes(proto.SerializeToString(), path, force=force)
+    except BaseException:
+        if large:
+            data_path.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(data: bytes | bytearray, path: str | Path, *, force: bool = False) -> None:
+    """Write `data` to `path` by way of a temporary file in the same folder; whatever goes wrong, none is left behind.
+
+    Raises:
+        UsageError: `path` exists and `force` is not given, or its folder does not exist.
+        SurgeryError: the system refuses the writing.
+    """
+    path = Path(path)
+    check_free(path, force)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise SurgeryError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_free(path: Path, force: bool) -> None:
+    """Refuse a `path` that exists (unless `force`), is a folder, or lies in a folder that does not exist.
+
+    Raises:
+        UsageError: with the mend.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"{path}: not a place for a file; name a file in a folder that exists")
+    if not force and (path.exists() or path.is_symlink()):
+        raise UsageError(f"{path}: exists already; pass --force to replace it")
+
+
+def _moved_out(proto: onnx.ModelProto, location: str) -> bytearray:
+    """Move the large initializers of `proto` (in place) to external data at `location`; returns that file's bytes."""
+    data = bytearray()
+    for tensor in proto.graph.initializer:
+        if len(tensor.raw_data) < _SMALL:
+            continue
+        raw = tensor.raw_data
+        set_external_data(tensor, location, offset=len(data), length=len(raw))
+        tensor.ClearField("raw_data")
+        data.extend(raw)
+    return data
