@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from debride.errors import ModelError, UsageError
 from debride.shapley import exact_values
+from debride.shapley.moments import Moments
 from shapley_games import Played, Polynomial, additive, glove, unanimity, voting
 
 
@@ -91,3 +92,22 @@ def test_payoffs_of_the_wrong_shape_are_an_error():
 def test_a_game_of_nobody_is_an_error():
     with pytest.raises(UsageError, match="without players"):
         exact_values(additive(np.zeros(0)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), sizes=st.lists(st.integers(1, 6), min_size=1, max_size=5))
+def test_running_moments_are_those_of_all_draws_at_once(seed, sizes):
+    rng = np.random.default_rng(seed)
+    moments, draws, marks = Moments(3, 2), [], []
+    for size in sizes:
+        draws.append(1e6 + rng.normal(size=(size, 3, 2)))
+        marks.append(rng.random((size, 3)) < 0.7)
+        moments.add(draws[-1], marks[-1])
+    for player in range(3):
+        seen = np.concatenate(draws)[np.concatenate(marks)[:, player], player]
+        assert moments.n[player] == len(seen)
+        if len(seen):
+            np.testing.assert_allclose(moments.values()[player], seen.mean(axis=0), rtol=1e-14)
+        if len(seen) > 1:
+            stderr = seen.std(axis=0, ddof=1) / np.sqrt(len(seen))
+            np.testing.assert_allclose(moments.stderr()[player], stderr, rtol=1e-6)
