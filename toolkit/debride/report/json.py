@@ -1,0 +1,266 @@
+"""report.json: every value and seed of a run, in a written order (docs/report.schema.json), and its reader."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from math import isfinite
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, get_args
+
+import numpy as np
+
+from debride.errors import ReportError
+from debride.types import Detection, Evaluation, FileFacts, Finding, Refused, Report, Verdict
+
+SCHEMA = "debride.report/1"
+MAX_CHARACTERS = 64 * 1024 * 1024
+DIGITS = 6
+WIDTH = 120
+
+
+def to_json(report: Report, *, files: Sequence[str] = ()) -> str:
+    """`report` as JSON text that ends in a newline; `files` are the names of the files written beside it.
+
+    What is not finite becomes null; floats carry six significant digits.
+    """
+    document = {
+        "schema": SCHEMA,
+        "command": report.command,
+        "verdict": report.verdict,
+        "reason": report.reason,
+        "model": _record(report.model),
+        "output": _record(report.output) if report.output else None,
+        "input_spec": _record(report.spec),
+        "suspects": report.detection.suspects,
+        "triggers": [_finding(f, files) for f in report.detection.findings],
+        "threshold": report.detection.threshold,
+        "inconclusive": report.detection.inconclusive or None,
+        "pruned": [
+            {"layer": p.group.layer, "channel": p.group.channel, "attack": p.attack, "utility": p.utility}
+            for p in report.pruned
+        ],
+        "refused": _refused(report.refused),
+        "players": report.players,
+        "before": _evaluation(report.before) if report.before else None,
+        "after": _evaluation(report.after) if report.after else None,
+        "rounds": [_record(r) for r in report.rounds],
+        "recheck": _recheck(report.recheck) if report.recheck else None,
+        "seconds": _seconds(report.seconds),
+        "seed": report.seed,
+        "options": report.options,
+        "environment": report.environment,
+        "parity": report.parity,
+        "samples": report.samples,
+        "warnings": report.warnings,
+        "files": files,
+    }
+    return _pretty(_value(document)) + "\n"
+
+
+def _record(value: Any) -> dict[str, Any]:
+    return {f.name: getattr(value, f.name) for f in fields(value)}
+
+
+def _finding(finding: Finding, files: Sequence[str] = ()) -> dict[str, Any]:
+    trigger = finding.trigger
+    arrays, picture = trigger_names(trigger.target)
+    return {
+        "target": trigger.target,
+        "l1": trigger.l1,
+        "anomaly": finding.anomaly,
+        "success": trigger.success.value,
+        "success_interval": trigger.success.interval(),
+        "success_n": trigger.success.n,
+        "suspect": finding.suspect,
+        "reason": finding.reason,
+        "restarts": trigger.restarts,
+        "steps": trigger.steps,
+        "seed": trigger.seed,
+        "file": arrays if arrays in files else None,
+        "picture": picture if picture in files else None,
+    }
+
+
+def trigger_names(target: int) -> tuple[str, str]:
+    """The names of the two files that hold the trigger of class `target`: its arrays and its picture."""
+    return f"trigger-{target}.npz", f"suspect-{target}.png"
+
+
+def _recheck(detection: Detection) -> dict[str, Any]:
+    return {
+        "suspects": detection.suspects,
+        "threshold": detection.threshold,
+        "inconclusive": detection.inconclusive or None,
+        "triggers": [_finding(f) for f in detection.findings],
+    }
+
+
+def _refused(refused: Iterable[Refused]) -> list[dict[str, Any]]:
+    """One entry per layer and reason; `channels` are [first, last] runs, null where the whole layer is meant."""
+    groups: dict[tuple[str, str], list[int | None]] = {}
+    for item in refused:
+        groups.setdefault((item.layer, item.reason), []).append(item.channel)
+    return [
+        {
+            "layer": layer,
+            "reason": reason,
+            "channels": None if None in channels else runs(c for c in channels if c is not None),
+        }
+        for (layer, reason), channels in groups.items()
+    ]
+
+
+def runs(numbers: Iterable[int]) -> list[list[int]]:
+    """Whole numbers as sorted [first, last] runs: 1 2 3 7 -> [[1, 3], [7, 7]]."""
+    found: list[list[int]] = []
+    for n in sorted(set(numbers)):
+        if found and found[-1][1] == n - 1:
+            found[-1][1] = n
+        else:
+            found.append([n, n])
+    return found
+
+
+def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
+    clean = evaluation.clean
+    return {
+        evaluation.kind: clean.value,
+        "worst_asr": evaluation.worst_asr,
+        "clean": {"kind": evaluation.kind, "rate": clean.value, "interval": clean.interval(), "n": clean.n},
+        "triggers": [
+            {
+                "target": t.target,
+                "asr": t.asr.value,
+                "asr_interval": t.asr.interval(),
+                "asr_n": t.asr.n,
+                "robust": t.robust.value,
+                "robust_interval": t.robust.interval(),
+                "robust_n": t.robust.n,
+            }
+            for t in evaluation.triggers
+        ],
+    }
+
+
+def _seconds(seconds: Mapping[str, float]) -> dict[str, float]:
+    stages = {stage: s for stage, s in seconds.items() if stage != "total"}
+    return {**stages, "total": seconds.get("total", sum(stages.values()))}
+
+
+def _value(value: Any) -> Any:
+    """`value` as what JSON knows: floats rounded and finite, everything else unknown to it as a string."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return float(f"{value:.{DIGITS}g}") if isfinite(value) else None
+        case np.generic() | np.ndarray():
+            return _value(value.tolist())
+        case Mapping():
+            return {str(k): _value(v) for k, v in value.items()}
+        case list() | tuple():
+            return [_value(v) for v in value]
+        case set() | frozenset():
+            return [_value(v) for v in sorted(value, key=str)]
+    if is_dataclass(value) and not isinstance(value, type):
+        return _value(_record(value))
+    return str(value)
+
+
+def _pretty(value: Any, indent: str = "") -> str:
+    """JSON text where what fits on one line stays on one line, so that a table of classes reads like one."""
+    line = json.dumps(value, allow_nan=False)
+    if len(indent) + len(line) <= WIDTH or not isinstance(value, dict | list) or not value:
+        return line
+    deeper = indent + "  "
+    if isinstance(value, dict):
+        rows, ends = [f"{json.dumps(k)}: {_pretty(v, deeper)}" for k, v in value.items()], "{}"
+    elif not any(isinstance(v, dict | list) for v in value):
+        return line
+    else:
+        # A record without records in it is a row of a table: one line, however long.
+        rows, ends = [json.dumps(v) if _flat(v) else _pretty(v, deeper) for v in value], "[]"
+    return ends[0] + "".join(f"\n{deeper}{row}," for row in rows)[:-1] + f"\n{indent}{ends[1]}"
+
+
+def _flat(value: Any) -> bool:
+    return isinstance(value, dict) and not any(isinstance(v, dict) for v in value.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Summary:
+    """A report read back: its head as typed values, and the whole `document` as parsed (read-only at the top)."""
+
+    command: str
+    verdict: Verdict
+    reason: str
+    model: FileFacts
+    output: FileFacts | None
+    suspects: tuple[int, ...]
+    document: Mapping[str, Any]
+
+
+def from_json(text: str, source: str | Path) -> Summary:
+    """The report in `text`; `source` is the file it came from, for messages.
+
+    Raises `ReportError` where `text` is no JSON, too long, of another schema version, or lacks a part of the head.
+    """
+    document = _parse(text, source)
+    schema = document.get("schema")
+    if schema != SCHEMA:
+        raise ReportError(
+            f"{source}: the report's schema is {schema!r}, this version reads {SCHEMA!r}; "
+            "read it with the version of debride that wrote it, or run the command again"
+        )
+    return Summary(
+        command=_part(document, "command", source, lambda v: v in ("scan", "sanitize")),
+        verdict=_part(document, "verdict", source, lambda v: v in get_args(Verdict)),
+        reason=_part(document, "reason", source, lambda v: isinstance(v, str)),
+        model=_facts(_part(document, "model", source, _is_facts)),
+        output=_facts(output) if (output := _part(document, "output", source, _is_facts_or_null)) else None,
+        suspects=tuple(_part(document, "suspects", source, _is_indices)),
+        document=MappingProxyType(document),
+    )
+
+
+def _parse(text: str, source: str | Path) -> dict[str, Any]:
+    mend = "give the report.json that a scan or sanitize run wrote"
+    if len(text) > MAX_CHARACTERS:
+        raise ReportError(f"{source}: {len(text)} characters are more than the {MAX_CHARACTERS} of any report; {mend}")
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ReportError(f"{source}: not JSON ({error}); {mend}") from error
+    if not isinstance(document, dict):
+        raise ReportError(f"{source}: holds no JSON object; {mend}")
+    return document
+
+
+def _part(document: Mapping[str, Any], key: str, source: str | Path, good: Callable[[Any], bool]) -> Any:
+    if key not in document or not good(document[key]):
+        raise ReportError(f"{source}: {key!r} is missing or malformed; run the command again to write the report anew")
+    return document[key]
+
+
+def _is_facts(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("name"), str)
+        and isinstance(value.get("sha256"), str)
+        and isinstance(value.get("size"), int)
+    )
+
+
+def _is_facts_or_null(value: Any) -> bool:
+    return value is None or _is_facts(value)
+
+
+def _is_indices(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in value)
+
+
+def _facts(value: Mapping[str, Any]) -> FileFacts:
+    return FileFacts(name=value["name"], sha256=value["sha256"], size=value["size"])

@@ -1,0 +1,224 @@
+"""report.txt and what the command line prints: the verdict in plain words, then the figures, 100 columns wide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from os import PathLike, fspath
+from textwrap import wrap
+
+from debride.report.json import runs
+from debride.report.words import class_label, number, percent, plain, plural, rate, shorten, size
+from debride.types import Detection, Evaluation, Finding, InputSpec, Report, TriggerEvaluation
+
+WIDTH = 100
+LOWEST = 5
+MOST_ROWS = 20
+
+
+def to_text(report: Report, *, files: Sequence[str | PathLike[str]] = ()) -> str:
+    """`report` as plain text without colour, at most 100 columns wide, ending in a newline.
+
+    `files` are the files written, named at the end.
+    """
+    sections = (
+        _head(report),
+        _facts(report),
+        _triggers("Triggers found, one per class", report.detection, report.spec.class_names),
+        _rounds(report),
+        _rates(report),
+        _cut(report),
+        _triggers("Checked again after the cut", report.recheck, report.spec.class_names) if report.recheck else [],
+        _notes("Warnings", report.warnings),
+        _times(report),
+        _files(files),
+    )
+    return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
+
+
+def _fill(text: str, indent: str = "") -> list[str]:
+    return wrap(plain(text), WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _field(name: str, text: str) -> list[str]:
+    lines = wrap(plain(text), WIDTH - 12, break_on_hyphens=False) or [""]
+    return [f"{name if i == 0 else '':<11} {line}" for i, line in enumerate(lines)]
+
+
+def _head(report: Report) -> list[str]:
+    lines = [f"{report.verdict.upper()}: {shorten(plain(report.model.name), WIDTH - len(report.verdict) - 2)}"]
+    lines += _fill(sentence(report))
+    if report.reason:
+        lines += _fill(f"Reason: {report.reason}")
+    return lines
+
+
+def sentence(report: Report) -> str:
+    """The verdict in one sentence for somebody who has not read the papers."""
+    names = report.spec.class_names
+    suspects = ", ".join(class_label(s, names) for s in report.detection.suspects)
+    classes = f"class{'' if len(report.detection.suspects) == 1 else 'es'} {suspects}"
+    match report.verdict:
+        case "clean":
+            copied = " The output is an unchanged copy." if report.output else ""
+            return f"No backdoor was found: no class can be reached with an abnormally small trigger.{copied}"
+        case "backdoored":
+            return f"A small pattern stamped on any image sends it to {classes}: treat the model as backdoored."
+        case "sanitized":
+            return (
+                f"The backdoor towards {classes} was cut out and the result was verified: {_change(report)}. "
+                f"{plural(len(report.pruned), 'channel group')} of {report.players} went."
+            )
+        case "not sanitized":
+            return f"The backdoor towards {classes} is weakened at most, not gone: {_change(report)}. Do not deploy it."
+        case "inconclusive":
+            return "The data do not tell whether the model is backdoored; this is not a pass."
+
+
+def _change(report: Report) -> str:
+    before, after = report.before, report.after
+    if before is None or after is None:
+        return "no rates were measured"
+    return (
+        f"attack success {percent(before.worst_asr)} -> {percent(after.worst_asr)}, "
+        f"{after.kind} {percent(before.clean.value)} -> {percent(after.clean.value)}"
+    )
+
+
+def _facts(report: Report) -> list[str]:
+    lines = _field("Model", f"{report.model.name}, {size(report.model.size)}, sha256 {report.model.sha256}")
+    if report.output:
+        same = report.output.sha256 == report.model.sha256
+        what = "byte-identical to the model" if same else f"sha256 {report.output.sha256}"
+        lines += _field("Output", f"{report.output.name}, {size(report.output.size)}, {what}")
+    lines += _field("Input", _convention(report.spec))
+    if report.samples:
+        lines += _field("Images", ", ".join(f"{name} {count}" for name, count in report.samples.items()))
+    lines += _field("Proxy", f"largest difference from onnxruntime {report.parity:.2g}")
+    lines += _field("Seed", str(report.seed))
+    return lines
+
+
+def _convention(spec: InputSpec) -> str:
+    origin = {
+        "flags": "given by flags",
+        "side-car": "from the side-car file",
+        "metadata": "from the model's metadata",
+        "measured": "measured on the clean images",
+    }[spec.source]
+    height, width = spec.size
+    low, high = spec.range
+    parts = [f"{spec.name!r} {spec.layout} {spec.channels} {height}x{width}", f"range {low:g} to {high:g}"]
+    parts += [
+        f"{n} {' '.join(f'{v:g}' for v in values)}" for n, values in (("mean", spec.mean), ("std", spec.std)) if values
+    ]
+    return f"{', '.join(parts)} ({origin})"
+
+
+def _triggers(title: str, detection: Detection, names: Sequence[str]) -> list[str]:
+    findings = detection.findings
+    if not findings:
+        return []
+    shown = _chosen(findings)
+    lines = [
+        f"{title} (smallest first; suspect above index {number(detection.threshold)})",
+        f"  {'class':<32} {'L1, pixels':>10} {'index':>7}  {'success, held-out (95 %)':<25} verdict",
+    ]
+    for f in shown:
+        label = shorten(class_label(f.trigger.target, names), 32)
+        verdict = "SUSPECT" if f.suspect else "-"
+        numbers = f"{number(f.trigger.l1):>10} {number(f.anomaly):>7}  {rate(f.trigger.success):<25}"
+        lines.append(f"{'*' if f.suspect else ' '} {label:<32} {numbers} {verdict}")
+    if len(findings) > len(shown):
+        lines.append(f"  and {plural(len(findings) - len(shown), 'class')} more")
+    for f in shown:
+        if f.suspect and f.reason:
+            lines += _fill(f"{class_label(f.trigger.target, names)}: {f.reason}", "  ")
+    if detection.inconclusive:
+        lines += _fill(f"Inconclusive: {detection.inconclusive}", "  ")
+    return lines
+
+
+def _chosen(findings: Sequence[Finding]) -> list[Finding]:
+    """The suspects and the few smallest of the others, by size of trigger."""
+    ranked = sorted(findings, key=lambda f: (not f.trigger.l1 >= 0, f.trigger.l1))
+    suspects = [f for f in ranked if f.suspect][:MOST_ROWS]
+    return suspects + [f for f in ranked if not f.suspect][:LOWEST]
+
+
+def _rounds(report: Report) -> list[str]:
+    if not report.rounds:
+        return []
+    lines = [
+        "Rounds (attack success of the found trigger; random: as many groups cut blindly)",
+        f"  {'':>2} {'class':<28} {'cut':>4} {'before':>8} {'random':>8} {'after':>8} {'clean':>8} {'evaluations':>12}",
+    ]
+    for i, r in enumerate(report.rounds, 1):
+        label = shorten(class_label(r.target, report.spec.class_names), 28)
+        shares = " ".join(f"{percent(v):>8}" for v in (r.asr_before, r.asr_random, r.asr_after, r.utility))
+        lines.append(f"  {i:>2} {label:<28} {r.removed:>4} {shares} {r.evaluations:>12}")
+        lines += _fill(r.reason, "     ") if r.reason else []
+    return lines
+
+
+def _rates(report: Report) -> list[str]:
+    evaluations = [(name, e) for name, e in (("before", report.before), ("after", report.after)) if e]
+    if not evaluations:
+        return []
+    n = ", ".join(sorted({str(e.clean.n) for _, e in evaluations}))
+    lines = [
+        f"On held-out images (n = {n}; 95 % Wilson intervals)",
+        f"  {'':<42}" + "".join(f"{name:<28}" for name, _ in evaluations),
+    ]
+    kind = evaluations[-1][1].kind
+    lines.append(
+        f"  {kind + (' with the model' if kind == 'agreement' else ''):<42}"
+        + _cells(rate(e.clean) for _, e in evaluations)
+    )
+    for i in range(max(len(e.triggers) for _, e in evaluations)):
+        pair = [_nth(e, i) for _, e in evaluations]
+        target = next(t.target for t in reversed(pair) if t)
+        label = shorten(class_label(target, report.spec.class_names), 20)
+        lines.append(f"  {f'attack success, {i + 1} -> {label}':<42}" + _cells(rate(t.asr) if t else "-" for t in pair))
+        lines.append(f"  {f'robust {kind}, {i + 1}':<42}" + _cells(rate(t.robust) if t else "-" for t in pair))
+    return [line.rstrip() for line in lines]
+
+
+def _nth(evaluation: Evaluation, index: int) -> TriggerEvaluation | None:
+    return evaluation.triggers[index] if index < len(evaluation.triggers) else None
+
+
+def _cells(texts: Iterable[str]) -> str:
+    return "".join(f"{text:<28}" for text in texts)
+
+
+def _cut(report: Report) -> list[str]:
+    if not report.pruned:
+        return []
+    layers: dict[str, list[int]] = {}
+    for p in report.pruned:
+        layers.setdefault(p.group.layer, []).append(p.group.channel)
+    lines = [f"Cut: {plural(len(report.pruned), 'channel group')} of {report.players} (layer: channels)"]
+    for layer, channels in layers.items():
+        spans = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs(channels))
+        lines += _fill(f"{layer}: {spans}", "  ")
+    refused = {r.reason: 0 for r in report.refused}
+    for r in report.refused:
+        refused[r.reason] += 1
+    return (
+        lines
+        + [line for reason, n in refused.items() for line in _fill(f"left alone, {n}: {reason}", "  ")][:MOST_ROWS]
+    )
+
+
+def _notes(title: str, notes: Sequence[str]) -> list[str]:
+    return [title, *(line for note in notes for line in _fill(note, "  "))] if notes else []
+
+
+def _times(report: Report) -> list[str]:
+    stages = {k: v for k, v in report.seconds.items() if k != "total"}
+    total = report.seconds.get("total", sum(stages.values()))
+    return _field("Seconds", ", ".join(f"{k} {number(v)}" for k, v in {**stages, "total": total}.items()))
+
+
+def _files(files: Sequence[str | PathLike[str]]) -> list[str]:
+    return ["Files", *(f"  {plain(fspath(f))}" for f in files)] if files else []

@@ -1,0 +1,57 @@
+"""How numbers, rates and names are put into words, the same in text and in pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+
+from debride.types import Rate
+
+
+def plain(text: str) -> str:
+    """`text` on one line, with "?" for what a terminal would obey: node and class names come from untrusted files."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def shorten(text: str, width: int) -> str:
+    """`text` cut to at most `width` characters, the cut marked."""
+    return text if len(text) <= width else text[: max(0, width - 2)] + ".."
+
+
+def class_label(index: int, names: Sequence[str] = ()) -> str:
+    """`5 (dog)` where class 5 has a name, else `5`."""
+    name = plain(names[index]).strip() if 0 <= index < len(names) else ""
+    return f"{index} ({name})" if name and name != str(index) else str(index)
+
+
+def number(value: float, digits: int = 3) -> str:
+    """`value` with about `digits` significant digits and no exponent; "n/a" where it is not finite."""
+    if not isfinite(value):
+        return "n/a"
+    size = abs(value)
+    decimals = 0 if size >= 10 ** (digits - 1) else 1 if size >= 10 else 2
+    return f"{value:.{decimals}f}"
+
+
+def percent(value: float) -> str:
+    """A share in 0..1 as `98.7 %`; "n/a" where it is not finite."""
+    return f"{100 * value:.1f} %" if isfinite(value) else "n/a"
+
+
+def rate(value: Rate) -> str:
+    """`98.7 % (96.3 to 99.6)`: a rate with its 95 % Wilson interval, in per cent."""
+    low, high = value.interval()
+    return f"{percent(value.value)} ({100 * low:.1f} to {100 * high:.1f})" if value.n else "n/a (no images)"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 round`, `2 rounds`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
+def size(count: int) -> str:
+    """A file size in decimal units."""
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= limit:
+            return f"{count / limit:.3g} {unit}"
+    return f"{count} bytes"
