@@ -55,8 +55,8 @@ def _head(report: Report) -> list[str]:
 def sentence(report: Report) -> str:
     """The verdict in one sentence for somebody who has not read the papers."""
     names = report.spec.class_names
-    suspects = ", ".join(class_label(s, names) for s in report.detection.suspects)
-    classes = f"class{'' if len(report.detection.suspects) == 1 else 'es'} {suspects}"
+    suspects = [class_label(s, names) for s in report.detection.suspects]
+    classes = f"class{'' if len(suspects) == 1 else 'es'} {', '.join(suspects)}" if suspects else "an unknown class"
     match report.verdict:
         case "clean":
             copied = " The output is an unchanged copy." if report.output else ""
