@@ -19,8 +19,8 @@ MAX_VALUES = 1 << 28
 _MAX_FILE_BYTES = 256 << 20
 # Wider than what is decoded: a file in another image format is an error, not a file to skip in silence.
 _SUFFIXES = frozenset(
-    (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".dib", ".webp", ".ppm", ".pgm", ".pbm", ".pnm")
-    + (".tif", ".tiff", ".gif", ".jp2", ".avif", ".exr", ".hdr")
+    f".{suffix}"
+    for suffix in "png jpg jpeg jpe bmp dib webp ppm pgm pbm pnm tif tiff gif jp2 avif exr hdr".split()  # noqa: SIM905
 )
 
 

@@ -150,13 +150,15 @@ def _session_options(threads: int) -> Any:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     # Counted here: onnxruntime's own count pins threads to cores, which containers refuse with noise.
-    options.intra_op_num_threads = (
-        threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
-    )
+    options.intra_op_num_threads = threads or _usable_cores()
     options.inter_op_num_threads = 1
     options.use_deterministic_compute = True
     options.log_severity_level = 3
     return options
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _info(value: Any) -> TensorInfo:
@@ -203,7 +205,8 @@ def _checked(session: Session, output: str, scores: npt.NDArray[Any], n: int) ->
         )
     if not np.isfinite(scores).all():
         raise ModelError(f"{session.name}: output {output!r} is not finite: the weights or the input range are broken")
-    return np.asarray(scores, dtype=np.float32)
+    checked: FloatArray = scores.astype(np.float32)
+    return checked
 
 
 def probabilities(scores: npt.NDArray[np.floating[Any]]) -> FloatArray:
@@ -213,6 +216,7 @@ def probabilities(scores: npt.NDArray[np.floating[Any]]) -> FloatArray:
     softmax and the scores are left alone; otherwise softmax is applied (to log-probabilities too, rightly).
     """
     if scores.size and scores.min() >= -1e-6 and np.abs(scores.sum(axis=1) - 1).max() <= _SUM_TOLERANCE:
-        return np.clip(scores, 0, None).astype(np.float32)
+        kept: FloatArray = np.clip(scores, 0, None).astype(np.float32)
+        return kept
     shifted = np.exp(scores - scores.max(axis=1, keepdims=True, initial=-np.inf))
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float32)

@@ -19,8 +19,14 @@ _MAX_BYTES = 64 << 20
 def stamp(images: FloatArray, trigger: Trigger) -> FloatArray:
     """`(1 - mask) * x + mask * pattern` on images (N, C, H, W) in 0..1; a new array, again in 0..1.
 
-    Neural Cleanse, Wang et al. 2019, equation 2. A convex mixture stays in range without clipping.
+    Neural Cleanse, Wang et al. 2019, equation 2. A convex mixture stays in range without clipping. Raises
+    `ReportError` where the trigger has another size or depth than the images.
     """
+    if trigger.pattern.shape != images.shape[1:] or trigger.mask.shape != (1, *images.shape[2:]):
+        raise ReportError(
+            f"the trigger for class {trigger.target} is {trigger.pattern.shape} and the images are "
+            f"{images.shape[1:]}; use a trigger made for this model"
+        )
     stamped = images * (1 - trigger.mask) + trigger.mask * trigger.pattern
     return stamped.astype(np.float32, copy=False)
 
