@@ -104,7 +104,7 @@ def _wrapped(indices: Tensor, size: int) -> Tensor:
 def Gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     axis = axis % x.ndim
     flat = _wrapped(indices, x.shape[axis]).reshape(-1).to(x.device)
-    return x.index_select(axis, flat).reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return x.index_select(axis, flat).reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
 
 
 @op(since=(11, 13))
@@ -131,7 +131,7 @@ def GatherND(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
 _REDUCE = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
-@op(since=(9, 11))
+@op(since=(9,))
 def Scatter(x: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0) -> Tensor:
     return x.scatter(axis, _wrapped(indices, x.shape[axis]), updates)
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from debride.proxy.op import dtype_of, op
-from debride.proxy.ops_math import WIDE
+from debride.proxy.ops_math import widened
 
 
 def _comparable(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    return (a.to(WIDE[a.dtype]), b.to(WIDE[b.dtype])) if a.dtype in WIDE else (a, b)
+    return widened(a), widened(b)
 
 
 @op(since=(7, 11, 13, 19))
@@ -75,7 +75,7 @@ def BitwiseXor(a: Tensor, b: Tensor) -> Tensor:
 
 @op(since=(18,))
 def BitwiseNot(x: Tensor) -> Tensor:
-    return torch.bitwise_not(x)
+    return torch.bitwise_not(widened(x)).to(x.dtype)
 
 
 @op(since=(9, 16))
@@ -100,10 +100,16 @@ FLOAT8_MAX[torch.float8_e5m2fnuz] = 57344.0
 
 def cast(x: Tensor, dtype: torch.dtype, saturate: int = 1) -> Tensor:
     """`x` as `dtype`; to an 8-bit float, values beyond its range become its largest where `saturate` is set."""
-    if dtype in FLOAT8_MAX and saturate:
-        # A NaN stays one: clamp lets it through.
-        x = x.to(torch.float32).clamp(-FLOAT8_MAX[dtype], FLOAT8_MAX[dtype])
-    return x.to(dtype)
+    if dtype not in FLOAT8_MAX:
+        return x.to(dtype)
+    largest = FLOAT8_MAX[dtype]
+    wide = x.to(torch.float32)
+    if saturate:
+        return wide.clamp(-largest, largest).to(dtype)  # clamp lets NaN through
+    if dtype == torch.float8_e4m3fn:
+        # torch saturates here, ONNX has no infinity to give: NaN from where rounding would leave the range.
+        wide = torch.where(wide.abs() > 464.0, torch.full_like(wide, float("nan")), wide)
+    return wide.to(dtype)
 
 
 @op(since=(6, 9, 13, 19, 21, 23, 24, 25, 28))
@@ -111,7 +117,7 @@ def Cast(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> Te
     return cast(x, dtype_of(to), saturate)
 
 
-@op(since=(15, 19, 21, 23, 24, 25, 28))
+@op(since=(15, 19, 21, 23, 24, 25))
 def CastLike(x: Tensor, like: Tensor, *, saturate: int = 1, round_mode: str = "up") -> Tensor:
     return cast(x, like.dtype, saturate)
 

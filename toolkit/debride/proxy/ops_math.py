@@ -43,23 +43,24 @@ Acosh = _unary("Acosh", (9, 22), torch.acosh)
 Atanh = _unary("Atanh", (9, 22), torch.atanh)
 
 
-def _widened(x: Tensor) -> Tensor:
+def widened(x: Tensor) -> Tensor:
+    """`x` in a type that torch can compute in."""
     return x.to(WIDE[x.dtype]) if x.dtype in WIDE else x
 
 
 @op(since=(7, 13, 14))
 def Add(a: Tensor, b: Tensor) -> Tensor:
-    return torch.add(_widened(a), _widened(b)).to(a.dtype) if a.dtype in WIDE else torch.add(a, b)
+    return torch.add(widened(a), widened(b)).to(a.dtype) if a.dtype in WIDE else torch.add(a, b)
 
 
 @op(since=(7, 13, 14))
 def Sub(a: Tensor, b: Tensor) -> Tensor:
-    return torch.sub(_widened(a), _widened(b)).to(a.dtype) if a.dtype in WIDE else torch.sub(a, b)
+    return torch.sub(widened(a), widened(b)).to(a.dtype) if a.dtype in WIDE else torch.sub(a, b)
 
 
 @op(since=(7, 13, 14))
 def Mul(a: Tensor, b: Tensor) -> Tensor:
-    return torch.mul(_widened(a), _widened(b)).to(a.dtype) if a.dtype in WIDE else torch.mul(a, b)
+    return torch.mul(widened(a), widened(b)).to(a.dtype) if a.dtype in WIDE else torch.mul(a, b)
 
 
 @op(since=(7, 13, 14))
@@ -67,19 +68,19 @@ def Div(a: Tensor, b: Tensor) -> Tensor:
     # Integers are divided as C does it: towards zero.
     if a.dtype.is_floating_point or b.dtype.is_floating_point:
         return torch.div(a, b)
-    return torch.div(_widened(a), _widened(b), rounding_mode="trunc").to(a.dtype)
+    return torch.div(widened(a), widened(b), rounding_mode="trunc").to(a.dtype)
 
 
 @op(since=(10, 13, 28))
 def Mod(a: Tensor, b: Tensor, *, fmod: int = 0) -> Tensor:
     function = torch.fmod if fmod else torch.remainder
-    return function(_widened(a), _widened(b)).to(a.dtype)
+    return function(widened(a), widened(b)).to(a.dtype)
 
 
 @op(since=(7, 12, 13, 15))
 def Pow(base: Tensor, exponent: Tensor) -> Tensor:
     if base.dtype.is_floating_point or not exponent.dtype.is_floating_point:
-        return torch.pow(_widened(base), _widened(exponent)).to(base.dtype)
+        return torch.pow(widened(base), widened(exponent)).to(base.dtype)
     return torch.pow(base.double(), exponent.double()).to(base.dtype)
 
 
@@ -95,12 +96,12 @@ def Mean(*xs: Tensor) -> Tensor:
 
 @op(since=(6, 8, 12, 13))
 def Max(*xs: Tensor) -> Tensor:
-    return reduce(torch.maximum, map(_widened, xs)).to(xs[0].dtype)
+    return reduce(torch.maximum, map(widened, xs)).to(xs[0].dtype)
 
 
 @op(since=(6, 8, 12, 13))
 def Min(*xs: Tensor) -> Tensor:
-    return reduce(torch.minimum, map(_widened, xs)).to(xs[0].dtype)
+    return reduce(torch.minimum, map(widened, xs)).to(xs[0].dtype)
 
 
 @op(since=(6,))
@@ -111,9 +112,9 @@ def Clip_6(x: Tensor, *, min: float = -3.4028234663852886e38, max: float = 3.402
 @op(since=(11, 12, 13))
 def Clip_11(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
     # High wins where low exceeds it, as ONNX has it: min(max(x, low), high).
-    y = _widened(x)
-    y = y if low is None else torch.maximum(y, _widened(low))
-    y = y if high is None else torch.minimum(y, _widened(high))
+    y = widened(x)
+    y = y if low is None else torch.maximum(y, widened(low))
+    y = y if high is None else torch.minimum(y, widened(high))
     return y.to(x.dtype)
 
 

@@ -21,6 +21,8 @@ def _mean(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
 
 
 def _extreme(x: Tensor, axes: tuple[int, ...], keep: bool, largest: bool) -> Tensor:
+    if x.dtype == torch.bool:
+        return _extreme(x.to(torch.uint8), axes, keep, largest).bool()
     if all(x.shape[a] for a in axes):
         return x.amax(dim=axes, keepdim=keep) if largest else x.amin(dim=axes, keepdim=keep)
     # ONNX: the extreme of nothing is the type's own bound.

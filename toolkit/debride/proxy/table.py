@@ -22,6 +22,7 @@ from debride.proxy import (
     ops_pool,
     ops_quant,
     ops_reduce,
+    ops_resize,
     ops_shape,
 )
 from debride.proxy.op import Operator
@@ -40,6 +41,7 @@ _FAMILIES = (
     ops_pool,
     ops_quant,
     ops_reduce,
+    ops_resize,
     ops_shape,
 )
 
