@@ -102,7 +102,9 @@ def _reshape_targets(proto: onnx.ModelProto, images: set[str]) -> dict[int, list
 def _constants(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
     found = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer if t.data_type == onnx.TensorProto.INT64}
     for node in proto.graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].name in ("value", "value_ints"):
+        if node.op_type == "Identity" and node.input[0] in found:
+            found[node.output[0]] = found[node.input[0]]
+        elif node.op_type == "Constant" and node.attribute and node.attribute[0].name in ("value", "value_ints"):
             attribute = node.attribute[0]
             found[node.output[0]] = (
                 numpy_helper.to_array(attribute.t) if attribute.name == "value" else np.asarray(attribute.ints)

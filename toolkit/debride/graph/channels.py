@@ -28,14 +28,14 @@ def find_groups(graph: Graph, scores: str) -> tuple[tuple[ChannelGroup, ...], tu
     groups: list[ChannelGroup] = []
     refused: list[Refused] = []
     for node in graph.nodes:
-        if node.domain or node.op not in _LAYERS | _QUANTISED:
+        if not _is_layer(node, index):
             continue
         try:
             if node.name not in on_the_way:
                 raise Unfit("not on the way to the class scores")
             if node.op in _QUANTISED:
                 raise Unfit("its weight is quantised")
-            if node.name in last and _is_layer(node, index):
+            if node.name in last:
                 raise Unfit("makes the class scores")
             groups.extend(_groups(extended(layer_of(index, node), index)))
         except Unfit as unfit:
