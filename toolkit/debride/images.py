@@ -10,13 +10,12 @@ import numpy as np
 
 from .errors import ImagesError
 from .npz import read_npz
-from .pixels import decode, decode_any, encode, in_depth, resized
+from .pixels import decode, decode_any, encode, in_depth, read_file, resized
 from .types import FloatArray, IntArray, Samples, frozen_array
 
 __all__ = ["LoadedImages", "check_labels", "decode", "draw_per_class", "encode", "load_images", "resized", "split"]
 
 MAX_VALUES = 1 << 28
-_MAX_FILE_BYTES = 256 << 20
 # Wider than what is decoded: a file in another image format is an error, not a file to skip in silence.
 _SUFFIXES = frozenset(
     f".{suffix}"
@@ -130,22 +129,13 @@ def _stack(files: list[Path], depth: int | None, size: tuple[int, int] | None, r
     """All images in one array; depth and size, where None, are those of the first image."""
     stacked: FloatArray | None = None
     for row, file in enumerate(files):
-        image = decode_any(_read(file), str(file))
+        image = decode_any(read_file(file), str(file))
         if stacked is None:
             depth, size = depth or image.shape[0], size or (image.shape[1], image.shape[2])
             stacked = _allocate(len(files), depth, size, limit, file.parent)
         stacked[row] = _fitted(in_depth(image, depth), str(file), size, resize)
     assert stacked is not None  # `files` is never empty
     return stacked
-
-
-def _read(file: Path) -> bytes:
-    try:
-        if not file.is_file() or file.stat().st_size > _MAX_FILE_BYTES:
-            raise ImagesError(f"{file}: no regular file below {_MAX_FILE_BYTES} bytes; remove it or scale it down")
-        return file.read_bytes()
-    except OSError as error:
-        raise ImagesError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
 
 
 def _allocate(n: int, depth: int, size: tuple[int, int], limit: int, source: Path) -> FloatArray:

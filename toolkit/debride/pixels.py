@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 
@@ -10,6 +12,7 @@ from .imagesize import image_size
 from .types import FloatArray, InputSpec
 
 MAX_PIXELS = 1 << 26
+_MAX_FILE_BYTES = 256 << 20
 
 
 def encode(images: FloatArray, spec: InputSpec) -> FloatArray:
@@ -71,3 +74,13 @@ def resized(image: FloatArray, size: tuple[int, int]) -> FloatArray:
     flags = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
     planes = [cv2.resize(np.ascontiguousarray(plane), size[::-1], interpolation=flags) for plane in image]
     return np.clip(np.stack(planes), 0, 1).astype(np.float32)
+
+
+def read_file(file: Path) -> bytes:
+    """The bytes of an image file. Raises `ImagesError` naming it where it is too large or cannot be read."""
+    try:
+        if not file.is_file() or file.stat().st_size > _MAX_FILE_BYTES:
+            raise ImagesError(f"{file}: no regular file below {_MAX_FILE_BYTES} bytes; remove it or scale it down")
+        return file.read_bytes()
+    except OSError as error:
+        raise ImagesError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
