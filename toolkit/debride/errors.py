@@ -1,6 +1,7 @@
 """Every way debride can fail: one base class, one class per way.
 
-A message names the file (or node, or flag) at fault and the mend; the command line prints it and exits with `exit_code`.
+A message names the file (or node, or flag) at fault and the mend; the command line prints it and exits with
+`exit_code`.
 """
 
 
