@@ -417,6 +417,22 @@ def test_parity_returns_the_difference_that_there_is():
     assert found == pytest.approx(0.0005 / 1.0005, rel=0.02)
 
 
+LIGHT = sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / "light").glob("*.onnx"))
+
+
+@pytest.mark.parametrize("path", LIGHT, ids=lambda path: path.stem)
+def test_well_known_architecture_agrees_with_onnxruntime(path):
+    session = Session(path, Runtime(threads=1))
+    images = np.random.default_rng(2).random([n or 1 for n in session.inputs[0].shape], np.float32)
+    feed = session.inputs[0].name
+    expected = session.run({feed: images})[0]
+    graph = parse(onnx.load(path))
+    with torch.no_grad():
+        actual = GraphRunner(graph).run({feed: torch.from_numpy(images)}, [graph.outputs[0].name])
+    largest = np.abs(expected).max() + 1e-6
+    assert np.abs(actual[graph.outputs[0].name].numpy() - expected).max() < 1e-4 * largest
+
+
 def _vendor():
     if not (SHARED / "vendor" / "manifest.json").is_file():
         return [pytest.param(None, marks=pytest.mark.skip(reason="no vendor models beside the checkout"))]

@@ -12,6 +12,7 @@ from debride.errors import UnsupportedOpError
 from debride.graph.ir import Node
 from debride.proxy import (
     ops_activation,
+    ops_attention,
     ops_conv,
     ops_create,
     ops_index,
@@ -31,6 +32,7 @@ Key = tuple[str, str, int]
 
 _FAMILIES = (
     ops_activation,
+    ops_attention,
     ops_conv,
     ops_create,
     ops_index,
