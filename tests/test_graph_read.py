@@ -69,6 +69,27 @@ def test_a_truncated_model_is_refused(tmp_path, part):
     refused(path, "cut short")
 
 
+def test_bytes_damaged_at_random_are_refused_or_harmless(tmp_path):
+    rng, good = np.random.default_rng(0), np.frombuffer(plain().SerializeToString(), np.uint8)
+    path, seen = tmp_path / "m.onnx", set()
+    for _ in range(300):
+        bad = good.copy()
+        bad[rng.integers(len(bad), size=2)] = rng.integers(256, size=2)
+        path.write_bytes(bad.tobytes())
+        try:
+            read_model(path)
+        except ModelError as error:
+            assert str(path) in str(error)
+            seen.add(type(error))
+    assert ModelError in seen
+
+
+def test_names_that_are_no_text_are_refused(tmp_path):
+    data = plain().SerializeToString().replace(b"n_t3", b"n_t\xff")
+    (tmp_path / "m.onnx").write_bytes(data)
+    refused(tmp_path / "m.onnx", "damaged")
+
+
 def test_opsets_outside_7_to_23_and_old_ir_versions_are_refused(tmp_path):
     for opset in (6, 24):
         proto = plain()
@@ -89,6 +110,12 @@ def test_what_the_checker_refuses_is_refused(tmp_path):
     proto = plain()
     proto.graph.node[1].input[0] = "nowhere"
     refused(save(proto, tmp_path / "m.onnx"), "checker", "nowhere")
+
+
+def test_a_graph_without_inputs_or_outputs_is_refused(tmp_path):
+    proto = plain()
+    del proto.graph.output[:]
+    refused(save(proto, tmp_path / "m.onnx"), "no output")
 
 
 def test_nan_and_infinity_in_weights_are_refused_by_name(tmp_path):

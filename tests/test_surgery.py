@@ -143,6 +143,21 @@ def test_weights_kept_as_typed_data_are_zeroed_too(tmp_path):
     assert_close(run(after, images(model))[0], run(working_zero(model, groups[1:2]), images(model))[0])
 
 
+@pytest.mark.parametrize("kind", ["FLOAT16", "DOUBLE", "BFLOAT16"])
+def test_weights_of_other_float_types_are_zeroed_bit_exactly(tmp_path, kind):
+    b = Builder(13)
+    to = getattr(onnx.TensorProto, kind)
+    values = b.rng.standard_normal((192, 4)).ravel().tolist()
+    b.initializers.append(helper.make_tensor("w", to, [192, 4], values))
+    y = b.op("MatMul", b.op("Flatten", b.op("Cast", "x", to=to)), "w")
+    b.op("MatMul", b.op("Cast", y, to=1), b.weight(4, 3))
+    model = read(b.model(["n", 3, 8, 8], "scores", ["n", 3]), tmp_path)
+    groups, _ = find_groups(model.graph, "scores")
+    after = zero(model, groups[1:3])
+    check_written(model.proto, after, groups[1:3])
+    assert (constant_arrays(after)["w"] == 0).all(axis=0).tolist() == [False, True, True, False]
+
+
 def test_a_layer_inside_a_function_is_edited_in_the_inlined_copy(tmp_path):
     model = read(with_function(), tmp_path)
     groups, _ = find_groups(model.graph, "scores")

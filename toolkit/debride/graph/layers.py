@@ -11,6 +11,8 @@ import numpy.typing as npt
 from debride.graph.ir import Node
 from debride.graph.walk import Index
 
+_FLOATS = frozenset(("float16", "float32", "float64", "bfloat16"))
+
 
 class Unfit(Exception):  # noqa: N818 - no failure of the run: it carries the reason why a layer is no player
     """The layer's channels cannot be zeroed exactly; the message says why."""
@@ -55,10 +57,12 @@ def operand(index: Index, node: Node, position: int, what: str) -> Operand:
     """Input `position` of `node`, seen through Identity and Transpose where nobody else reads these.
 
     Raises:
-        Unfit: it is not constant; `what` names it.
+        Unfit: it is not constant, or not of floats; `what` names it.
     """
     tensor = node.inputs[position]
     array = index.constant(tensor)
+    if array is not None and array.dtype.name not in _FLOATS:
+        raise Unfit(f"its {what} holds {array.dtype.name} numbers")
     if array is not None:
         return Operand(array=array, node=node.name, position=position, axes=tuple(range(array.ndim)))
     maker = index.producer(tensor)

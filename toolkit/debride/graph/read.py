@@ -66,13 +66,13 @@ def read_model(path: str | Path, *, max_bytes: int = MAX_BYTES, free: bool = Tru
         raise ModelError(f"{path}: no ONNX model, or cut short; copy or export the file again") from error
     if not proto.HasField("graph") or not proto.graph.node:
         raise ModelError(f"{path}: holds no ONNX graph; name an .onnx file")
-    external = load_external(proto, path, max_bytes - len(data))
-    _check(proto, path)
     try:
-        working = _working(proto, free)
-        graph = parse(working)
-    except DebrideError as error:
-        raise type(error)(f"{path}: {error}") from error
+        external = load_external(proto, path, max_bytes - len(data))
+        _check(proto, path)
+        working, graph = _parsed(proto, path, free)
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, RuntimeError) as error:
+        # Bytes damaged in ways that the checker does not look at, such as names that are no UTF-8.
+        raise ModelError(f"{path}: damaged ({error}); copy or export the file again") from error
     digest = hashlib.sha256(data).hexdigest()
     return Model(
         proto=proto,
@@ -148,8 +148,15 @@ def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
         raise ModelError(f"its functions cannot be inlined ({error}); export without functions") from error
 
 
-def _working(proto: onnx.ModelProto, free: bool) -> onnx.ModelProto:
-    working = inlined(proto)
-    for node, name in zip(working.graph.node, node_names(working.graph.node), strict=True):
-        node.name = name
-    return free_batch(working) if free else working
+def _parsed(proto: onnx.ModelProto, path: Path, free: bool) -> tuple[onnx.ModelProto, Graph]:
+    try:
+        working = inlined(proto)
+        for node, name in zip(working.graph.node, node_names(working.graph.node), strict=True):
+            node.name = name
+        working = free_batch(working) if free else working
+        graph = parse(working)
+        if not graph.inputs or not graph.outputs:
+            raise ModelError("has no input or no output; export a classifier of images")
+        return working, graph
+    except DebrideError as error:
+        raise type(error)(f"{path}: {error}") from error

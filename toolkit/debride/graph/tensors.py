@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
@@ -134,7 +136,7 @@ def check_tensors(proto: onnx.ModelProto, path: Path) -> None:
             array = numpy_helper.to_array(tensor)
         except (ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
             raise ModelError(f"{path}: the data of tensor '{name}' does not fill its shape; export again") from error
-        if tensor.data_type in _FLOATS and not _finite(array.astype(np.float64)):
+        if tensor.data_type in _FLOATS and not _finite(array):
             raise ModelError(f"{path}: tensor '{name}' holds NaN or infinity; get an undamaged model")
 
 
@@ -143,5 +145,7 @@ _FLOATS = frozenset(
 )
 
 
-def _finite(array: np.ndarray) -> bool:
+def _finite(array: npt.NDArray[Any]) -> bool:
+    if array.dtype.kind != "f":  # bfloat16, which numpy knows only by extension
+        array = array.astype(np.float32)
     return bool(np.isfinite(array).all()) or (array.size == 1 and not np.isnan(array).any())
