@@ -212,8 +212,8 @@ def _warnings(session: Session, spec: InputSpec, samples: Samples | None) -> tup
     said = "fits best of those tried" if spec.source == "measured" else f"is what the {spec.source} say"
     return (
         f"{session.name}: {right.hits} of {right.n} labelled images are classified rightly, no better than chance: "
-        f"either the labels are wrong or the input convention ({spec.channels}, range {spec.range}, mean {spec.mean}, std {spec.std}, "
-        f"which {said})",
+        f"either the labels are wrong or the input convention ({spec.channels}, range {spec.range}, "
+        f"mean {spec.mean}, std {spec.std}, which {said})",
     )
 
 
