@@ -1,11 +1,15 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from debride.errors import ImagesError, ReportError
 from debride.evaluate import evaluate
 from debride.triggers import load_trigger, save_trigger, stamp
 from debride.types import Rate, Samples, Trigger
-from hypothesis import given
-from hypothesis import strategies as st
+
+# onnxruntime sets the process to flush subnormal numbers to zero, which hypothesis would object to.
+unit = st.floats(0, 1, width=32, allow_subnormal=False)
 
 
 def brightness_class(images):
@@ -79,7 +83,7 @@ def test_wilson_interval_holds_the_rate_and_stays_in_bounds(hits, misses):
         assert low - 1e-12 <= rate.value <= high + 1e-12
 
 
-@given(st.floats(0, 1, width=32), st.floats(0, 1, width=32), st.floats(0, 1, width=32))
+@given(unit, unit, unit)
 def test_a_stamped_image_lies_between_image_and_pattern(level, strength, value):
     trigger = Trigger(
         target=0,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from debride.types import InputSpec, Samples
 from onnx import TensorProto, helper, numpy_helper
+
+from debride.types import InputSpec, Samples
 
 PALETTE = np.array([[0.9, 0.2, 0.1], [0.1, 0.8, 0.3], [0.2, 0.1, 0.7], [0.8, 0.8, 0.9]], np.float32)
 GREYS = np.array([[0.1], [0.4], [0.7], [0.95]], np.float32)
@@ -64,9 +65,16 @@ def tiny_spec(**changes: object) -> InputSpec:
 
 
 def tiny_samples(per_class: int, depth: int = 3, size: tuple[int, int] = (6, 5), seed: int = 0) -> Samples:
-    """Noisy images around each class's colour, with their labels."""
+    """Noisy images of random colours, `per_class` of each; the label is the nearest colour, so the truth scores 1."""
     rng = np.random.default_rng(seed)
     centres = GREYS if depth == 1 else PALETTE
-    labels = np.repeat(np.arange(len(centres)), per_class)
-    noise = rng.uniform(-0.08, 0.08, (len(labels), depth, *size))
-    return Samples(images=np.clip(centres[labels][:, :, None, None] + noise, 0, 1).astype(np.float32), labels=labels)
+    noise = rng.uniform(-0.04, 0.04, (400 * per_class, depth, *size))
+    spread = rng.uniform(-0.3, 0.3, (400 * per_class, depth, 1, 1))
+    near = centres[rng.integers(len(centres), size=400 * per_class)][:, :, None, None]
+    images = np.clip(near + spread + noise, 0, 1).astype(np.float32)
+    distance = ((images.mean(axis=(2, 3))[:, None] - centres) ** 2).sum(axis=2)
+    # Images between two colours are left out: there the last bit decides.
+    two = np.sort(distance, axis=1)[:, :2]
+    labels = np.where(two[:, 1] - two[:, 0] > 0.02, distance.argmin(axis=1), -1)
+    rows = np.concatenate([np.flatnonzero(labels == k)[:per_class] for k in range(len(centres))])
+    return Samples(images=images[rows], labels=labels[rows])

@@ -157,7 +157,8 @@ def _fitted(image: FloatArray, name: str, size: tuple[int, int] | None, resize: 
 
 
 def _load_npz(path: Path, depth: int | None, size: tuple[int, int] | None, resize: bool, limit: int) -> LoadedImages:
-    arrays = read_npz(path, ("x", "y"), ImagesError)
+    # One byte a value in x, and labels that never weigh more than that again, headers aside.
+    arrays = read_npz(path, ("x", "y"), ImagesError, 2 * limit + 4096)
     x, y = arrays.get("x"), arrays.get("y")
     if x is None:
         raise ImagesError(f"{path}: holds no array 'x'; save images as x, uint8 (N, H, W) or (N, H, W, 3)")

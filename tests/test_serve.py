@@ -1,0 +1,134 @@
+import json
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from debride.errors import ImagesError, ModelError, SpecError
+from debride.serve import Classifier, Prediction
+from debride.sessions import Runtime
+from debride.spec import to_json
+from debride.specfile import METADATA_KEY
+from tiny import PALETTE, tiny_classifier, tiny_samples, tiny_spec
+
+ONE = Runtime(threads=1)
+NAMES = ("red", "green", "blue", "white")
+
+
+def classifier(spec=None, **options):
+    spec = spec or tiny_spec(class_names=NAMES)
+    return Classifier(tiny_classifier(spec, **options), spec=spec, runtime=ONE)
+
+
+def pixels(colour, size=(6, 5)):
+    return np.broadcast_to((PALETTE[colour] * 255).astype(np.uint8), (*size, 3)).copy()
+
+
+def png(array):
+    return cv2.imencode(".png", array[:, :, ::-1])[1].tobytes()
+
+
+def winners(found):
+    return [row[0].label for row in found]
+
+
+def test_importing_serve_loads_neither_torch_nor_onnx():
+    code = "import sys, debride.serve; print([m for m in ('torch', 'onnx', 'onnx_graphsurgeon') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_paths_bytes_and_arrays_of_any_size_are_classified(tmp_path):
+    (tmp_path / "blue.png").write_bytes(png(pixels(2, (30, 20))))
+    images = [
+        tmp_path / "blue.png",
+        str(tmp_path / "blue.png"),
+        png(pixels(1)),
+        pixels(0, (3, 2)),
+        pixels(3).astype(np.float32) / 255,
+        np.full((6, 5), 200, np.uint8),
+        np.full((6, 5, 1), 0.8),
+    ]
+    assert winners(classifier().classify(images)) == ["blue", "blue", "green", "red", "white", "white", "white"]
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_probabilities_are_softmaxed_once(softmax, layout):
+    spec = tiny_spec(layout=layout)
+    found = classifier(spec, softmax=softmax, sharpness=1.0).classify([pixels(0)], top=9)[0]
+    colour = pixels(0)[0, 0] / 255
+    logits = -((PALETTE - colour) ** 2).sum(axis=1)
+    expected = np.exp(logits) / np.exp(logits).sum()
+    np.testing.assert_allclose([p.probability for p in found], np.sort(expected)[::-1], atol=1e-5)
+    assert [p.index for p in found] == np.argsort(-expected).tolist()
+
+
+def test_top_bounds_the_classes_and_classes_without_names_are_their_index():
+    found = classifier(tiny_spec()).classify([pixels(2)], top=2)
+    assert len(found[0]) == 2
+    assert (found[0][0].label, found[0][0].index) == ("2", 2)
+    assert isinstance(found[0][0], Prediction)
+
+
+@pytest.mark.parametrize("batch", ["batch", 1, 3])
+def test_a_generator_of_more_images_than_a_batch_keeps_its_order(batch):
+    samples = tiny_samples(20)
+    spec = tiny_spec()
+    served = Classifier(tiny_classifier(spec, batch=batch), spec=spec, runtime=ONE, batch=7)
+    found = served.classify(image.transpose(1, 2, 0) for image in samples.images)
+    assert [row[0].index for row in found] == samples.labels.tolist()
+    assert served.classify([]) == []
+
+
+def test_the_spec_is_read_from_metadata_or_from_the_sidecar(tmp_path):
+    truth = tiny_spec(range=(0.0, 255.0), channels="BGR", class_names=NAMES)
+    by_metadata = Classifier(tiny_classifier(truth, metadata={METADATA_KEY: to_json(truth)}), runtime=ONE)
+    assert by_metadata.spec.source == "metadata"
+    assert winners(by_metadata.classify([pixels(0)])) == ["red"]
+
+    (tmp_path / "m.onnx").write_bytes(tiny_classifier(truth))
+    (tmp_path / "m.json").write_text(json.dumps({"range": [0, 255], "channels": "BGR", "class_names": NAMES}))
+    by_sidecar = Classifier(str(tmp_path / "m.onnx"), runtime=ONE)
+    assert by_sidecar.spec.source == "side-car"
+    assert winners(by_sidecar.classify([pixels(0)])) == ["red"]
+    assert by_sidecar.provider == "CPUExecutionProvider"
+
+
+def test_without_a_spec_the_error_says_how_to_give_one():
+    with pytest.raises(SpecError, match=r"--range.*MODEL\.json"):
+        Classifier(tiny_classifier(tiny_spec()), runtime=ONE)
+
+
+def test_a_model_that_is_not_there_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(ModelError, match=r"gone\.onnx: no such file"):
+        Classifier(tmp_path / "gone.onnx")
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((6, 5, 4), np.uint8),
+        np.zeros((0, 5, 3), np.uint8),
+        np.zeros(30, np.uint8),
+        np.full((6, 5, 3), 1.5),
+        np.full((6, 5, 3), np.nan),
+        np.zeros((6, 5, 3), np.int64),
+        b"junk",
+    ],
+)
+def test_an_image_that_cannot_be_used_is_an_error_that_says_which(image):
+    with pytest.raises(ImagesError, match=r"^image 1: "):
+        classifier().classify([pixels(0), image])
+
+
+def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(ImagesError, match=r"gone\.png"):
+        classifier().classify([tmp_path / "gone.png"])
+    (tmp_path / "bad.png").write_bytes(b"junk")
+    with pytest.raises(ImagesError, match=r"bad\.png"):
+        classifier().classify([tmp_path / "bad.png"])
