@@ -153,6 +153,8 @@ def _session_options(threads: int) -> Any:
     options.intra_op_num_threads = threads or _usable_cores()
     options.inter_op_num_threads = 1
     options.use_deterministic_compute = True
+    # Denormal activations are slow, and the proxy flushes them too.
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.log_severity_level = 3
     return options
 
