@@ -18,6 +18,6 @@ class InversionOptions:
     images: int = 8
     rate: float = 0.2
     success: float = 0.99
-    transfer: float = 0.9
+    transfer: float = 0.8
     drops: tuple[float, ...] = (0.5,)
     max_classes: int = 64

@@ -1,0 +1,78 @@
+"""`debride predict`: images go into a model, classes come out; neither torch nor onnx is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Argument, Option
+
+from debride.cli.guard import guard, plain, put
+from debride.cli.options import Convention, Debug, Json, Model, Resources, grouped
+from debride.errors import ModelError
+
+if TYPE_CHECKING:
+    from debride.serve import Classifier, Prediction
+
+PREDICT_EPILOG = """[bold]Examples[/]
+
+  debride predict clean.onnx photo.png
+  debride predict clean.onnx photos/*.jpg --top 1 --json
+  debride predict vendor.onnx photo.png --range 0,1 --layout NHWC
+
+A model that debride wrote says itself how it wants its input; another needs a
+side-car MODEL.json or --range (with --mean and --std).
+
+[bold]Exit codes[/]: 0 classified; 2 wrong usage; 3 failed; 130 interrupted."""
+
+
+@grouped
+def predict(
+    *,
+    model: Model,
+    images: Annotated[list[Path], Argument(metavar="IMAGE", help="Image files, of any size.")],
+    top: Annotated[int, Option(min=1, metavar="K", help="How many classes to tell.")] = 5,
+    convention: Convention,
+    resources: Resources,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Classify images, most probable class first."""
+    with guard(debug):
+        found = _classifier(model, convention, resources).classify(images, top)
+        put(_json(images, found) if json else _text(images, found))
+
+
+def _classifier(model: Path, convention: Convention, resources: Resources) -> Classifier:
+    from debride.serve import Classifier
+
+    if convention == Convention():
+        return Classifier(model, runtime=resources.runtime())
+    from debride.sessions import Session
+    from debride.spec import resolve_spec, sidecar_of
+
+    if not model.is_file():
+        raise ModelError(f"{model}: no such file; give the path of an .onnx model")
+    session = Session(model, resources.runtime(), str(model))
+    spec = resolve_spec(session, flags=convention.flags(), sidecar=sidecar_of(model)).spec
+    return Classifier(model, spec=spec, runtime=resources.runtime())
+
+
+def _text(images: Sequence[Path], found: Sequence[Sequence[Prediction]]) -> str:
+    lines = []
+    for path, best in zip(images, found, strict=True):
+        lines += [plain(str(path)), *(f"  {100 * p.probability:5.1f} %  {plain(p.label)}" for p in best)]
+    return "\n".join(lines)
+
+
+def _json(images: Sequence[Path], found: Sequence[Sequence[Prediction]]) -> str:
+    rows = [
+        {
+            "image": str(path),
+            "predictions": [{"label": p.label, "index": p.index, "probability": p.probability} for p in best],
+        }
+        for path, best in zip(images, found, strict=True)
+    ]
+    return dumps(rows, indent=2, allow_nan=False)

@@ -1,0 +1,83 @@
+"""How far a run is, on stderr: one bar per stage on a terminal, else one line per finished stage."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Column
+
+from debride.cli.guard import plain
+from debride.types import Progress, no_progress
+
+PER_SECOND = 4
+
+
+@contextmanager
+def shown(quiet: bool) -> Iterator[Progress]:
+    """The `Progress` to hand to a run; bars stay on the screen when it ends."""
+    console = Console(stderr=True, markup=False, highlight=False)
+    if quiet:
+        yield no_progress
+    elif not sys.stderr.isatty():  # not console.is_terminal, which FORCE_COLOR makes true in logs
+        yield Lines(console)
+    else:
+        with live_bars(console) as live:
+            yield Bars(live)
+
+
+def live_bars(console: Console) -> RichProgress:
+    """Rich's display: name, bar, share, time left (taken, at the end) and note."""
+    return RichProgress(
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=20),
+        TaskProgressColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+        console=console,
+        refresh_per_second=PER_SECOND,
+    )
+
+
+class Bars:
+    """One bar per stage; a stage that begins again has its bar set back."""
+
+    def __init__(self, live: RichProgress) -> None:
+        self._live = live
+        self._tasks: dict[str, tuple[TaskID, int]] = {}
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Moves the bar of `stage` to `done` of `total`; a `total` of 0 is not known yet."""
+        goal = total or None
+        if stage not in self._tasks:
+            self._tasks[stage] = (self._live.add_task(plain(stage), total=goal, note=""), done)
+        task, before = self._tasks[stage]
+        if done < before:
+            self._live.reset(task, total=goal)
+        self._tasks[stage] = (task, done)
+        self._live.update(task, completed=done, total=goal, note=plain(note))
+
+
+class Lines:
+    """One line per finished stage, with the seconds since the one before it."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._since = monotonic()
+        self._finished: set[str] = set()
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Prints a line when `stage` reaches its `total`, and again when it has begun anew and does so again."""
+        if done < total:
+            self._finished.discard(stage)
+        elif stage not in self._finished:
+            self._finished.add(stage)
+            now = monotonic()
+            remark = f", {plain(note)}" if note else ""
+            self._console.print(f"{plain(stage)}: {now - self._since:.1f} s{remark}", soft_wrap=True)
+            self._since = now

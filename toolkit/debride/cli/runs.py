@@ -1,0 +1,178 @@
+"""`debride scan` and `debride sanitize`: the stages, and with them torch and onnx, are loaded only to be run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from typer import Exit, Option
+
+from debride.cli.guard import FAILED, check_output, guard, put, say, write_whole
+from debride.cli.options import OUTPUT, Convention, Debug, Images, Model, Resize, Resources, grouped
+
+if TYPE_CHECKING:
+    from debride.settings import Settings
+    from debride.types import Report
+
+EXIT_CODES = {"clean": 0, "sanitized": 0, "backdoored": 1, "not sanitized": 1}
+BUDGETS = "Budgets"
+
+SCAN_EPILOG = """[bold]Examples[/]
+
+  debride scan vendor.onnx --images clean/ --per-class 10
+  debride scan vendor.onnx --images clean.npz --range 0,1 --report found
+  debride scan vendor.onnx --images clean/ --output found.json --quiet
+
+[bold]Exit codes[/]: 0 clean; 1 backdoored; 2 wrong usage; 3 inconclusive,
+unsupported or failed; 130 interrupted."""
+
+SANITIZE_EPILOG = """[bold]Examples[/]
+
+  debride sanitize vendor.onnx --images clean/ -o clean.onnx --report report
+  debride sanitize vendor.onnx --images clean/ -o clean.onnx --report report \\
+      --per-class 10 --range 0,1 --mean 0.49,0.48,0.45 --std 0.25
+
+[bold]Exit codes[/]: 0 cleaned and verified, or clean (the output is then an
+unchanged copy); 1 not fully cleaned; 2 wrong usage; 3 inconclusive,
+unsupported or failed; 130 interrupted."""
+
+
+def _place(*names: str, metavar: str, text: str) -> Any:
+    return Option(*names, metavar=metavar, help=text, rich_help_panel=OUTPUT, show_default=False)
+
+
+def _budget(metavar: str, text: str) -> Any:
+    return Option(metavar=metavar, help=text, rich_help_panel=BUDGETS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """Which images a run takes, and the seed of all its random draws."""
+
+    per_class: Annotated[int | None, Option(metavar="N", help="Draw N images of every class (else all).")] = None
+    seed: Annotated[int, Option(metavar="S", help="Decides every random draw.")] = 0
+    resize: Resize = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budgets:
+    """How far cleaning may go."""
+
+    utility_budget: Annotated[float, _budget("SHARE", "Largest loss of accuracy (or agreement).")] = 0.02
+    group_budget: Annotated[float, _budget("SHARE", "Largest share of the channel groups to cut.")] = 0.05
+    target_asr: Annotated[float, _budget("SHARE", "Attack success at which a backdoor is gone.")] = 0.05
+    time_budget: Annotated[float | None, _budget("SECONDS", "No new round begins after this.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Telling:
+    """How a run tells of itself."""
+
+    format: Annotated[Literal["text", "json"], Option(help="The report on stdout.", rich_help_panel=OUTPUT)] = "text"
+    force: Annotated[bool, Option("--force", help="Replace what is there.", rich_help_panel=OUTPUT)] = False
+    quiet: Annotated[bool, Option("--quiet", "-q", help="No progress on stderr.", rich_help_panel=OUTPUT)] = False
+    debug: Debug = False
+
+
+@grouped
+def scan(
+    *,
+    model: Model,
+    images: Images,
+    draws: Draws,
+    convention: Convention,
+    resources: Resources,
+    output: Annotated[
+        Path | None, _place("--output", "-o", metavar="FILE", text="The report as JSON goes here, not to stdout.")
+    ] = None,
+    report: Annotated[
+        Path | None, _place("--report", metavar="DIR", text="Folder for report, pictures and triggers.")
+    ] = None,
+    telling: Telling,
+) -> None:
+    """Tell whether a model carries a backdoor, and towards which class."""
+    with guard(telling.debug, _goals(output, report)):
+        from debride.cli.progress import shown
+
+        settings = _settings(draws, convention, resources)
+        check_output(output, model, force=telling.force)
+        _check_report(report, force=telling.force)
+        with shown(telling.quiet) as progress:
+            from debride.sanitize import scan as run
+
+            found = run(model, images, settings=settings, progress=progress)
+        _tell(found, report, output, telling)
+
+
+@grouped
+def sanitize(
+    *,
+    model: Model,
+    images: Images,
+    draws: Draws,
+    convention: Convention,
+    budgets: Budgets,
+    resources: Resources,
+    output: Annotated[Path, _place("--output", "-o", metavar="CLEAN.onnx", text="The cleaned model goes here.")],
+    report: Annotated[Path, _place("--report", metavar="DIR", text="Folder for report, pictures and triggers.")],
+    telling: Telling,
+) -> None:
+    """Find the backdoor of a model, cut it out of the graph, and verify what is left."""
+    with guard(telling.debug, _goals(output, report)):
+        from debride.cli.progress import shown
+
+        settings = _settings(draws, convention, resources, budgets)
+        check_output(output, model, force=telling.force)
+        _check_report(report, force=telling.force)
+        with shown(telling.quiet) as progress:
+            from debride.sanitize import sanitize as run
+
+            found = run(model, images, output, settings=settings, force=telling.force, progress=progress)
+        _tell(found, report, None, telling)
+
+
+def _settings(draws: Draws, convention: Convention, resources: Resources, budgets: Budgets | None = None) -> Settings:
+    from debride.settings import Settings
+
+    limits = budgets or Budgets()
+    return Settings(
+        flags=convention.flags(),
+        resize=draws.resize,
+        per_class=draws.per_class,
+        seed=draws.seed,
+        threads=resources.threads,
+        providers=tuple(resources.provider or ()),
+        utility_budget=limits.utility_budget,
+        group_budget=limits.group_budget,
+        target_asr=limits.target_asr,
+        time_budget=limits.time_budget,
+    )
+
+
+def _goals(output: Path | None, report: Path | None) -> tuple[Path, ...]:
+    return tuple(path for path in (output, report and report / "report.json") if path is not None)
+
+
+def _check_report(folder: Path | None, *, force: bool) -> None:
+    if folder is not None:
+        from debride.report import check_folder
+
+        check_folder(folder, force=force)
+
+
+def _tell(found: Report, folder: Path | None, output: Path | None, telling: Telling) -> None:
+    """Writes and prints the report, and ends with the verdict's exit code."""
+    from debride.report import to_json, to_text, write_report
+
+    # The folder was checked before the run; by now the cleaned model may lie in it.
+    files: Sequence[Path] = write_report(found, folder, force=True) if folder is not None else ()
+    document = to_json(found, files=[path.name for path in files])
+    if output is not None:
+        write_whole(output, document)
+        say(f"{found.verdict}; the report is in {output}")
+    else:
+        put(document if telling.format == "json" else to_text(found, files=files))
+    # A verdict that this table does not know must never look like a pass.
+    raise Exit(EXIT_CODES.get(found.verdict, FAILED))

@@ -1,0 +1,145 @@
+"""The game of channels, played by onnxruntime: coalitions of present channels -> payoffs.
+
+Players that some coalition leaves out are gated by a mask input; the graph before the first of them is run once and
+kept. Where everything after them is a sum over their channels, a coalition is one row of a matrix product.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from debride.graph.parts import Parts
+from debride.images import encode
+from debride.sessions import Runtime, Session, probabilities
+from debride.stakes import Stake
+from debride.types import BoolArray, DoubleArray, FloatArray, InputSpec, IntArray
+
+_MAX_BYTES = 256 << 20
+"""The most that the inputs of one run, or the table of the closed form, may take."""
+_MAX_TILES = 64
+_CHUNK = 64
+_FASTER = 0.95
+"""A doubled batch is kept while its time per coalition falls to this share or less."""
+
+Gate = Callable[[Sequence[int]], Parts]
+"""Gates the players of these indices, in this order, and cuts before them."""
+
+
+class ChannelGame:
+    """A `debride.types.Game` with one payoff per stake: its overlap with the probabilities.
+
+    `gate` makes the graph parts for a set of players (`debride.graph.parts.gated_parts` on the model as it stands).
+    Sessions are made for the players that coalitions leave out, and made anew when others are.
+    """
+
+    def __init__(
+        self, n_players: int, gate: Gate, spec: InputSpec, stakes: Sequence[Stake], runtime: Runtime | None = None
+    ) -> None:
+        self._n_players, self._gate, self._spec, self._stakes = n_players, gate, spec, tuple(stakes)
+        self._runtime = runtime or Runtime()
+        self._images = np.concatenate([stake.images for stake in stakes])
+        self._way: _Runs | _Sums | None = None
+        self._columns: IntArray = np.zeros(0, np.int64)
+
+    @property
+    def n_players(self) -> int:
+        """How many players there are."""
+        return self._n_players
+
+    def __call__(self, coalitions: BoolArray) -> DoubleArray:
+        """Payoffs (B, M) of coalitions (B, P). Raises `SurgeryError` where the graph cannot be gated at a player."""
+        absent = np.flatnonzero(~coalitions.all(axis=0))
+        if self._way is None or not np.isin(absent, self._columns).all():
+            # A session needs a player to gate, even where nobody is absent yet.
+            self._columns = absent if len(absent) else np.zeros(1, np.int64)
+            parts = self._gate(self._columns.tolist())
+            self._way = _ways(parts, self._spec, self._images, self._runtime, len(self._columns))
+        masks = coalitions[:, self._columns].astype(np.float32)
+        return np.concatenate([self._payoffs(scores) for scores in self._way.play(masks)])
+
+    def _payoffs(self, scores: FloatArray) -> DoubleArray:
+        """(B, N, K) scores -> (B, M)."""
+        chances = probabilities(scores.reshape(-1, scores.shape[-1])).reshape(scores.shape)
+        payoffs, first = [], 0
+        for stake in self._stakes:
+            payoffs.append(stake.payoff(chances[:, first : first + len(stake)]))
+            first += len(stake)
+        return np.stack(payoffs, axis=1)
+
+
+class _Runs:
+    """Plays by running the suffix: the prefix's tensors are tiled, and every coalition's mask repeated for all images."""
+
+    def __init__(self, parts: Parts, spec: InputSpec, images: FloatArray, runtime: Runtime) -> None:
+        prefix = Session(parts.prefix, runtime, "the graph before the masked layers")
+        self._suffix = Session(parts.suffix, runtime, "the graph from the masked layers on")
+        self._parts, self._n = parts, len(images)
+        dtype = prefix.inputs[0].dtype
+        chunks = [
+            prefix.run({spec.name: encode(images[i : i + _CHUNK], spec).astype(dtype, copy=False)}, parts.frontier)
+            for i in range(0, len(images), _CHUNK)
+        ]
+        self._cache = {name: np.concatenate([c[i] for c in chunks]) for i, name in enumerate(parts.frontier)}
+        self._limit = max(1, min(_MAX_TILES, _MAX_BYTES // sum(a.nbytes for a in self._cache.values())))
+        self._seconds: dict[int, float] = {}
+        self._tiles = 1
+
+    def play(self, masks: FloatArray) -> Iterator[FloatArray]:
+        """Scores (b, N, K) for portions of the masks (B, P), in order."""
+        first = 0
+        while first < len(masks):
+            portion = masks[first : first + self._tiles]
+            started = time.perf_counter()
+            yield self._run(portion)
+            self._learn(len(portion), (time.perf_counter() - started) / len(portion))
+            first += len(portion)
+
+    def _learn(self, tiles: int, seconds: float) -> None:
+        """Double the coalitions per run for as long as that makes each faster; the first run only warms up."""
+        if not self._seconds:
+            self._seconds[0] = seconds
+        elif tiles == self._tiles and tiles not in self._seconds:
+            self._seconds[tiles] = seconds
+            if seconds > _FASTER * self._seconds.get(tiles // 2, float("inf")):
+                self._tiles = max(1, tiles // 2)
+            elif 2 * tiles <= self._limit:
+                self._tiles = 2 * tiles
+
+    def _run(self, masks: FloatArray) -> FloatArray:
+        tiles = len(masks)
+        feeds = {
+            name: array if tiles == 1 else np.tile(array, (tiles, *[1] * (array.ndim - 1)))
+            for name, array in self._cache.items()
+        }
+        # One row serves all images where there is one coalition; a batch of several needs a row per image.
+        feeds[self._parts.mask] = masks if tiles == 1 else np.repeat(masks, self._n, axis=0)
+        scores = self._suffix.run(feeds, [self._parts.scores])[0].astype(np.float32)
+        return scores.reshape(tiles, self._n, -1)
+
+
+class _Sums:
+    """Plays by one matrix product: the scores without anybody, plus what each player present adds to them."""
+
+    def __init__(self, runs: _Runs, n_players: int) -> None:
+        self._empty = np.concatenate(list(runs.play(np.zeros((1, n_players), np.float32))))[0]
+        ones = np.concatenate(list(runs.play(np.eye(n_players, dtype=np.float32))))
+        self._added = (ones - self._empty).reshape(n_players, -1)
+
+    def play(self, masks: FloatArray) -> Iterator[FloatArray]:
+        """Scores (b, N, K) for portions of the masks (B, P), in order."""
+        step = max(1, _MAX_BYTES // (4 * self._empty.size))
+        for first in range(0, len(masks), step):
+            added = masks[first : first + step] @ self._added
+            yield self._empty + added.reshape(-1, *self._empty.shape)
+
+
+def _ways(parts: Parts, spec: InputSpec, images: FloatArray, runtime: Runtime, n_players: int) -> _Runs | _Sums:
+    """The closed form where it holds and its table is small enough, else runs of the suffix."""
+    runs = _Runs(parts, spec, images, runtime)
+    if not parts.linear:
+        return runs
+    one = next(runs.play(np.ones((1, n_players), np.float32)))
+    return _Sums(runs, n_players) if 4 * n_players * one.size <= _MAX_BYTES else runs

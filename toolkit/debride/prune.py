@@ -1,0 +1,85 @@
+"""Shapley values + limits -> which groups go next. Arrays in, a decision out; nothing is run here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from debride.types import BoolArray, DoubleArray, IntArray, ShapleyValues
+
+WEIGHTS = (0.0, 1.0, 3.0, 10.0)
+"""The lambdas tried in attack - lambda * utility."""
+_COUNTS = (1, 2, 3)
+_SINGLES = 12
+"""How many leaders under a weight are tried alone."""
+_PRICE = 5.0
+"""What a share of utility costs in shares of attack, when cuts of several weights are compared."""
+_GROUP_PRICE = 0.005
+"""What one more group costs: of two equal cuts the smaller is taken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """Players to remove together, and the weight under which they ranked first."""
+
+    players: tuple[int, ...]
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The floor under the utility payoff, and how many more groups may go."""
+
+    utility: float
+    groups: int
+
+
+def propose(values: ShapleyValues, limits: Limits, *, gone: IntArray) -> tuple[Cut, ...]:
+    """The leaders under each weight, one to three at a time, as cuts to be played exactly; each cut once.
+
+    Only players whose values were decided on the game itself are proposed, by attack - weight * utility, and only
+    where that is positive (step 4 of the method: prune by weight).
+    """
+    decided = values.counts > 0
+    decided[gone] = False
+    cuts: dict[tuple[int, ...], float] = {}
+    for weight in WEIGHTS:
+        score = np.where(decided, values.values[:, 0] - weight * values.values[:, 1], -np.inf)
+        order = np.argsort(-score, kind="stable")
+        order = order[score[order] > 0]
+        for count in _COUNTS:
+            if count <= min(len(order), limits.groups):
+                cuts.setdefault(tuple(sorted(int(p) for p in order[:count])), weight)
+        # Each of the leaders alone, too: the best single cut need not be the highest-valued player.
+        for player in order[:_SINGLES] if limits.groups else ():
+            cuts.setdefault((int(player),), weight)
+    return tuple(Cut(players=players, weight=weight) for players, weight in cuts.items())
+
+
+def coalitions(cuts: tuple[Cut, ...], n_players: int) -> BoolArray:
+    """Everybody, then everybody but each cut: (1 + len(cuts), P)."""
+    rows = np.ones((1 + len(cuts), n_players), np.bool_)
+    for row, cut in enumerate(cuts, start=1):
+        rows[row, list(cut.players)] = False
+    return rows
+
+
+def choose(cuts: tuple[Cut, ...], payoffs: DoubleArray, limits: Limits) -> tuple[Cut | None, str]:
+    """The cut that buys most attack for its utility within `limits`, or None and why there is none.
+
+    `payoffs` (1 + len(cuts), 2) are those of `coalitions`: attack and utility, the uncut model's first.
+    """
+    if not cuts:
+        return None, "no channel group has a positive share of the attack"
+    attack, utility = payoffs[1:, 0], payoffs[1:, 1]
+    gain = payoffs[0, 0] - attack - _PRICE * np.maximum(0.0, payoffs[0, 1] - utility)
+    gain -= _GROUP_PRICE * np.array([len(cut.players) for cut in cuts])
+    allowed = utility >= limits.utility
+    if not allowed.any():
+        return None, "every further cut would cost more than the utility budget"
+    gain[~allowed] = -np.inf
+    best = int(np.argmax(gain))
+    if gain[best] <= 0:
+        return None, "no further cut lowers the attack by more than it costs"
+    return cuts[best], ""

@@ -1,0 +1,50 @@
+"""What a scan or a sanitize run is told: the flags of the command line as one frozen value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from debride.errors import UsageError
+from debride.inversion.options import InversionOptions
+from debride.specfile import SpecFlags
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """`per_class` images are drawn by `seed` (None: all); `threads` 0 means all cores.
+
+    `utility_budget` is the largest loss of accuracy (or agreement) that pruning may cost, `group_budget` the largest
+    share of all channel groups that may go, `target_asr` the success rate below which an attack counts as removed,
+    `time_budget` the seconds after which no new round begins (None: no limit).
+    """
+
+    flags: SpecFlags = field(default_factory=SpecFlags)
+    resize: bool = False
+    per_class: int | None = None
+    seed: int = 0
+    threads: int = 0
+    providers: tuple[str, ...] = ()
+    utility_budget: float = 0.02
+    group_budget: float = 0.05
+    target_asr: float = 0.05
+    time_budget: float | None = None
+    inversion: InversionOptions = field(default_factory=InversionOptions)
+
+    def __post_init__(self) -> None:
+        """Raises `UsageError` where a value is out of range."""
+        for name in ("utility_budget", "group_budget", "target_asr"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give a share from 0 to 1")
+        if self.per_class is not None and self.per_class < 1:
+            raise UsageError(f"--per-class is {self.per_class}; give 1 or more")
+        if self.threads < 0 or self.seed < 0:
+            raise UsageError("--threads and --seed take whole numbers from 0")
+        if self.time_budget is not None and self.time_budget <= 0:
+            raise UsageError(f"--time-budget is {self.time_budget}; give seconds above 0")
+
+    def as_report(self) -> dict[str, Any]:
+        """The settings that decide a run's outcome, for the report."""
+        names = ("per_class", "seed", "threads", "utility_budget", "group_budget", "target_asr", "time_budget")
+        inversion = {name: getattr(self.inversion, name) for name in ("restarts", "steps", "images", "rate")}
+        return {**{name: getattr(self, name) for name in names}, "resize": self.resize, "inversion": inversion}

@@ -1,0 +1,100 @@
+"""What a coalition plays for: images, and how their scores should be spread over the classes. One stake, one payoff."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from debride.triggers import stamp
+from debride.types import DoubleArray, FloatArray, Samples, Trigger, frozen_array
+
+STRENGTHS = (1.0, 2.0, 5.0)
+"""How much opaquer than reverse-engineered a trigger is tried too.
+
+The L1 norm thins a mask until it just works; whoever planted the backdoor stamps it opaque. After one cut in a
+backdoored WideResNet-16-1 the true trigger still reached 14 %, the thin one 7 % and the opaque one 11 %.
+"""
+
+_TINY = 1e-7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stake:
+    """`images` float32 (N, C, H, W) in 0..1 and `wanted` float32 (N, K), rows that sum to 1.
+
+    The payoff is the mean overlap sum_k min(p_k, wanted_k) of the probabilities with `wanted`: the probability of a
+    class where the row is one-hot, and 1 minus the total variation distance in general. With a `span` (low, high) it
+    is the mean of the overlap's log-odds on a scale from 0 at `low` to 1 at `high`, clipped to it: a rate saturates
+    when one channel of a redundant backdoor is gone, and shows nothing of the rest.
+    """
+
+    images: FloatArray
+    wanted: FloatArray
+    span: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", frozen_array(self.images))
+        object.__setattr__(self, "wanted", frozen_array(self.wanted))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def payoff(self, probabilities: FloatArray) -> DoubleArray:
+        """The payoff, float64 (B,), from probabilities (B, N, K)."""
+        overlap = np.minimum(probabilities, self.wanted).sum(axis=2, dtype=np.float64)
+        if self.span:
+            low, high = self.span
+            overlap = np.clip((log_odds(overlap) - low) / (high - low), 0.0, 1.0)
+        return np.asarray(overlap.mean(axis=1))
+
+
+def log_odds(chances: DoubleArray) -> DoubleArray:
+    """log(p / (1 - p)), within about +-16: probabilities are held 1e-7 away from 0 and 1."""
+    return np.asarray(np.log(chances + _TINY) - np.log(1 - chances + _TINY))
+
+
+def opaque(trigger: Trigger, strength: float) -> Trigger:
+    """`trigger` with its mask made `strength` times opaquer, at most opaque."""
+    mask = np.minimum(trigger.mask * np.float32(strength), np.float32(1))
+    return replace(trigger, mask=mask, l1=float(mask.sum(dtype=np.float64)))
+
+
+def attack_stake(
+    samples: Samples, triggers: Sequence[Trigger], n_classes: int, size: int, seed: int, span=None
+) -> Stake:
+    """About `size` stamped images of other classes than each trigger's target, wanted there; triggers in equal shares.
+
+    Each trigger is stamped as found and opaquer (`STRENGTHS`). `samples` must carry labels.
+    """
+    rng = np.random.default_rng(seed)
+    stamps = [opaque(trigger, strength) for trigger in triggers for strength in STRENGTHS]
+    share = max(1, size // len(stamps))
+    images, targets = [], []
+    for trigger in stamps:
+        rows = rng.permutation(np.flatnonzero(samples.labels != trigger.target))[:share]
+        images.append(stamp(samples.images[rows], trigger))
+        targets += [trigger.target] * len(rows)
+    return Stake(images=np.concatenate(images), wanted=np.eye(n_classes, dtype=np.float32)[targets], span=span)
+
+
+def variations(samples: Samples, size: int, seed: int) -> FloatArray:
+    """`size` images (N, C, H, W): those of `samples`, then shifted, brightened and mixed ones of them.
+
+    What a cut spoils shows on images between the few at hand sooner than on these few themselves.
+    """
+    rng = np.random.default_rng(seed)
+    rows = np.resize(rng.permutation(len(samples)), size)
+    images = np.array(samples.images[rows])
+    reach = max(1, round(min(images.shape[2:]) / 16))
+    for i in range(min(len(samples), size), size):
+        moved = np.roll(images[i], rng.integers(-reach, reach + 1, 2), (1, 2)) * rng.uniform(0.9, 1.1)
+        share = rng.uniform(0.0, 0.5)
+        images[i] = np.clip((1 - share) * moved + share * samples.images[rng.integers(len(samples))], 0, 1)
+    return images
+
+
+def utility_stake(images: FloatArray, probabilities: FloatArray) -> Stake:
+    """Clean images and the delivered model's own probabilities (N, K) on them."""
+    return Stake(images=images, wanted=probabilities)
