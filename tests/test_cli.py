@@ -521,6 +521,72 @@ def test_predict_and_evaluate_load_neither_torch_nor_onnx(arguments):
     assert "onnxruntime" in loaded and {"torch", "onnx", "onnx_graphsurgeon"}.isdisjoint(loaded)
 
 
-# The whole job
+# The whole job, with the real stages
 
 needs_stages = pytest.mark.skipif(find_spec("debride.sanitize") is None, reason="debride.sanitize is not there yet")
+
+
+def sanitize_sample(folder):
+    flags = ("--per-class", "10", "--threads", "1", "-o", folder / "clean.onnx", "--report", folder / "report")
+    return ("sanitize", MODEL, "--images", IMAGES, *flags)
+
+
+@pytest.fixture(scope="module")
+def cleaned(tmp_path_factory):
+    """The shipped sample, sanitized once: (folder, exit code, stdout, stderr)."""
+    folder = tmp_path_factory.mktemp("cleaned")
+    return (folder, *ended(*sanitize_sample(folder)))
+
+
+@needs_stages
+def test_the_sample_is_sanitized(cleaned):
+    folder, code, out, err = cleaned
+    document = json.loads((folder / "report" / "report.json").read_text())
+    assert code == 0, out + err
+    assert out.startswith("SANITIZED") and document["verdict"] == "sanitized" and document["suspects"] == [7]
+    assert sorted(path.name for path in folder.iterdir()) == ["clean.onnx", "report"]
+    assert (folder / "report" / "suspect-7.png").stat().st_size > 0
+    assert err and all(re.match(r".+: \d+\.\d s", line) for line in err.splitlines())
+
+
+@needs_stages
+def test_the_trigger_that_was_planted_no_longer_works(cleaned, run):
+    call = ("evaluate", cleaned[0] / "clean.onnx", "--images", IMAGES, "--threads", "1", "--json")
+    code, out, _ = run(*call, "--trigger", TRIGGER)
+    found = json.loads(out)
+    assert code == 0 and found["triggers"][0]["asr"]["rate"] <= 0.05 and found["clean"]["rate"] > 0.92
+
+
+@needs_stages
+def test_the_cleaned_model_says_itself_how_it_wants_its_input(cleaned):
+    code, out, _ = ended("predict", cleaned[0] / "clean.onnx", TROUSER, "--top", "1", "--json")
+    assert code == 0 and json.loads(out)[0]["predictions"][0]["index"] == 1
+
+
+@needs_stages
+@pytest.mark.parametrize("command", ["scan", "sanitize"])
+@pytest.mark.parametrize(
+    "bad", [{"model": "no.onnx"}, {"model": __file__}, {"images": "nowhere"}, {"images": __file__}]
+)
+def test_a_bad_file_is_named_and_nothing_is_written(run, tmp_path, command, bad):
+    given = {"model": MODEL, "images": IMAGES, **bad}
+    goals = ("-o", tmp_path / "c.onnx", "--report", tmp_path / "r", "--quiet")
+    code, out, err = run(command, given["model"], "--images", given["images"], *goals)
+    # A suffix that no adapter reads is wrong usage; what is in a file is not.
+    assert (code, out, err.count("\n")) in ((3, "", 1), (2, "", 1)) and Path(next(iter(bad.values()))).name in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_stages
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_stopped_leaves_nothing(tmp_path, sign, code):
+    command = [*COMMAND, *map(str, sanitize_sample(tmp_path))]
+    with subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        first = child.stderr.readline()  # one stage is done: the run is under way
+        child.send_signal(sign)
+        rest = child.stderr.read()
+        assert (first != "", child.wait(60)) == (True, code), rest
+    assert "Traceback" not in rest and (sign is signal.SIGTERM or "nothing was written" in rest)
+    assert list(tmp_path.iterdir()) == []
