@@ -13,8 +13,8 @@ WEIGHTS = (0.0, 1.0, 3.0, 10.0)
 _COUNTS = (1, 2, 3)
 _SINGLES = 12
 """How many leaders under a weight are tried alone."""
-_PRICE = 5.0
-"""What a share of utility costs in shares of attack, when cuts of several weights are compared."""
+PRICES = (5.0, 2.5, 1.0)
+"""What a share of utility costs in shares of attack; a lower one is taken when nothing is worth a higher one."""
 _GROUP_PRICE = 0.005
 """What one more group costs: of two equal cuts the smaller is taken."""
 
@@ -68,18 +68,19 @@ def coalitions(cuts: tuple[Cut, ...], n_players: int) -> BoolArray:
 def choose(cuts: tuple[Cut, ...], payoffs: DoubleArray, limits: Limits) -> tuple[Cut | None, str]:
     """The cut that buys most attack for its utility within `limits`, or None and why there is none.
 
-    `payoffs` (1 + len(cuts), 2) are those of `coalitions`: attack and utility, the uncut model's first.
+    `payoffs` (1 + len(cuts), 2) are those of `coalitions`: attack and utility, the uncut model's first. The price of
+    utility falls, greedily, only when no cut is worth a higher one.
     """
     if not cuts:
         return None, "no channel group has a positive share of the attack"
     attack, utility = payoffs[1:, 0], payoffs[1:, 1]
-    gain = payoffs[0, 0] - attack - _PRICE * np.maximum(0.0, payoffs[0, 1] - utility)
-    gain -= _GROUP_PRICE * np.array([len(cut.players) for cut in cuts])
     allowed = utility >= limits.utility
     if not allowed.any():
         return None, "every further cut would cost more than the utility budget"
-    gain[~allowed] = -np.inf
-    best = int(np.argmax(gain))
-    if gain[best] <= 0:
-        return None, "no further cut lowers the attack by more than it costs"
-    return cuts[best], ""
+    loss = np.maximum(0.0, payoffs[0, 1] - utility)
+    fixed = _GROUP_PRICE * np.array([len(cut.players) for cut in cuts])
+    for price in PRICES:
+        gain = np.where(allowed, payoffs[0, 0] - attack - price * loss - fixed, -np.inf)
+        if gain.max() > 0:
+            return cuts[int(np.argmax(gain))], ""
+    return None, "no further cut lowers the attack by more than it costs"

@@ -67,7 +67,9 @@ def parse_fields(text: str, where: str) -> SpecFlags:
     try:
         found = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
-        raise SpecError(f"{where}: is no valid JSON ({error}); write one object with the fields of an input spec") from error
+        raise SpecError(
+            f"{where}: is no valid JSON ({error}); write one object with the fields of an input spec"
+        ) from error
     if not isinstance(found, dict):
         raise SpecError(f"{where}: holds no JSON object; write one object with the fields of an input spec")
     unknown = sorted(set(found) - set(_PARSERS))
@@ -105,7 +107,9 @@ def check_scaling(spec: InputSpec, where: str) -> None:
         raise SpecError(f"{where}: the range {low}..{high} is empty; write the lower end first, as in 0,255")
     for key, values in (("mean", spec.mean), ("std", spec.std)):
         if len(values) not in (0, 1, spec.depth):
-            raise SpecError(f"{where}: {key} has {len(values)} values for {spec.depth} channels; give 1 or {spec.depth}")
+            raise SpecError(
+                f"{where}: {key} has {len(values)} values for {spec.depth} channels; give 1 or {spec.depth}"
+            )
     if any(s <= 0 for s in spec.std):
         raise SpecError(f"{where}: std {spec.std} is not positive")
     if any(not low <= m <= high for m in spec.mean):

@@ -62,7 +62,12 @@ def opaque(trigger: Trigger, strength: float) -> Trigger:
 
 
 def attack_stake(
-    samples: Samples, triggers: Sequence[Trigger], n_classes: int, size: int, seed: int, span=None
+    samples: Samples,
+    triggers: Sequence[Trigger],
+    n_classes: int,
+    size: int,
+    seed: int,
+    span: tuple[float, float] | None = None,
 ) -> Stake:
     """About `size` stamped images of other classes than each trigger's target, wanted there; triggers in equal shares.
 

@@ -1,0 +1,111 @@
+"""A model file and clean images -> everything that the stages share, checked before it is trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from debride.errors import ImagesError, ModelError
+from debride.graph.channels import find_groups
+from debride.graph.read import Model, read_model
+from debride.images import check_labels, draw_per_class, load_images, split
+from debride.proxy.interpreter import Proxy
+from debride.proxy.parity import check_parity
+from debride.sessions import Runtime, Session, predictor
+from debride.settings import Settings
+from debride.spec import declare, resolve_spec, sidecar_of
+from debride.types import ChannelGroup, InputSpec, Predict, Refused, Samples
+
+_FIT = 0.7
+"""Share of the images that triggers and cuts are fitted to; the rest only judges."""
+_BATCH_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Loaded:
+    """`fit` and `held_out` always carry labels: the given ones (`labelled`), or the delivered model's own answers."""
+
+    model: Model
+    spec: InputSpec
+    predict: Predict
+    runtime: Runtime
+    provider: str
+    fit: Samples
+    held_out: Samples
+    labelled: bool
+    n_classes: int
+    groups: tuple[ChannelGroup, ...]
+    refused: tuple[Refused, ...]
+    parity: float
+    warnings: tuple[str, ...]
+
+
+def load(model_path: Path, images_path: Path, settings: Settings) -> Loaded:
+    """Read, check and measure; see the errors of each stage. Raises `ParityError` where the proxy cannot be trusted."""
+    model = read_model(model_path)
+    runtime = Runtime(settings.threads, settings.providers)
+    session = Session(model.working.SerializeToString(), runtime, model_path.name)
+    sidecar = sidecar_of(model_path)
+    declared = declare(session, flags=settings.flags, sidecar=sidecar)
+    images = load_images(
+        images_path,
+        depth=declared.depth,
+        size=declared.size,
+        class_names=declared.class_names,
+        resize=settings.resize,
+    )
+    if declared.n_classes:
+        check_labels(images, declared.n_classes, images_path)
+    samples = images.samples()
+    if settings.per_class is not None:
+        samples = draw_per_class(samples, settings.per_class, settings.seed, declared.n_classes)
+    resolved = resolve_spec(session, flags=settings.flags, sidecar=sidecar, samples=samples, seed=settings.seed)
+    predict = predictor(session, resolved.spec)
+    _check_batch(model, resolved.spec, predict, samples, runtime)
+    fit, held_out = split(samples, settings.seed, _FIT)
+    parity = check_parity(Proxy(model.graph, resolved.spec), predict, fit.images[:64], seed=settings.seed)
+    fit, held_out = labelled(fit, predict), labelled(held_out, predict)
+    if len({*_labels(fit), *_labels(held_out)}) < 2:
+        raise ImagesError(f"{images_path}: images of fewer than two classes were seen; give images of more classes")
+    groups, refused = find_groups(model.graph, resolved.spec.output or model.graph.outputs[0].name)
+    return Loaded(
+        model=model,
+        spec=resolved.spec,
+        predict=predict,
+        runtime=runtime,
+        provider=session.provider,
+        fit=fit,
+        held_out=held_out,
+        labelled=samples.labels is not None,
+        n_classes=predict(fit.images[:1]).shape[1],
+        groups=groups,
+        refused=refused,
+        parity=parity,
+        warnings=resolved.warnings,
+    )
+
+
+def labelled(samples: Samples, predict: Predict) -> Samples:
+    """`samples`, labelled by the model's own answers where they carry no labels."""
+    if samples.labels is not None:
+        return samples
+    return replace(samples, labels=predict(samples.images).argmax(axis=1).astype(np.int64))
+
+
+def _labels(samples: Samples) -> list[int]:
+    return [] if samples.labels is None else samples.labels.tolist()
+
+
+def _check_batch(model: Model, spec: InputSpec, predict: Predict, samples: Samples, runtime: Runtime) -> None:
+    """A batch dimension freed by rewriting must not change what the model says of single images."""
+    delivered = Session(model.proto.SerializeToString(), runtime, model.path.name)
+    if delivered.inputs[0].shape[0] is None:
+        return
+    few = samples.images[:3]
+    single, together = predictor(delivered, spec)(few), predict(few)
+    if np.abs(single - together).max() > _BATCH_TOLERANCE * (np.abs(single).max() + 1e-6):
+        raise ModelError(
+            f"{model.path}: the graph has a fixed batch baked in that cannot be freed; export it with a dynamic batch"
+        )

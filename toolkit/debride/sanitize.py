@@ -1,0 +1,293 @@
+"""The only file that knows the order of the stages: load, invert, detect, prune, verify, write."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from debride import __version__
+from debride.detect import detect
+from debride.evaluate import evaluate
+from debride.graph.surgery import check_written, editable, write_bytes, write_model, zero
+from debride.graph.write import check_free
+from debride.inversion.invert import invert
+from debride.loading import Loaded, load
+from debride.proxy.backend import configure
+from debride.proxy.interpreter import Proxy
+from debride.rounds import State, clean_class, cleaned_predict, recheck
+from debride.sessions import environment
+from debride.settings import Settings
+from debride.specfile import METADATA_KEY, to_json
+from debride.stakes import STRENGTHS, opaque
+from debride.types import Detection, Evaluation, FileFacts, Predict, Progress, Report, Trigger, Verdict, no_progress
+
+_EXAMPLES = 12
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Seconds per stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+
+
+def scan(model: Path, images: Path, *, settings: Settings, progress: Progress = no_progress) -> Report:
+    """Triggers for all classes and a verdict: clean, backdoored or inconclusive. Nothing is written.
+
+    Raises a `DebrideError` for a model or images that cannot be used, and where the proxy cannot be trusted.
+    """
+    clock = _Clock()
+    loaded, detection, _ = _find(model, images, settings, progress, clock)
+    verdict: Verdict = "backdoored" if detection.suspects else "inconclusive" if detection.inconclusive else "clean"
+    before = evaluate(loaded.predict, loaded.held_out, _worst_first(detection))
+    return _report(
+        "scan",
+        loaded,
+        settings,
+        detection,
+        clock,
+        verdict=verdict,
+        reason=_found(detection),
+        before=_kind(before, loaded),
+    )
+
+
+def sanitize(
+    model: Path,
+    images: Path,
+    output: Path,
+    *,
+    settings: Settings,
+    force: bool = False,
+    progress: Progress = no_progress,
+) -> Report:
+    """Find, cut and verify; write OUTPUT: the pruned model, or a byte-identical copy of a clean one.
+
+    An inconclusive run writes nothing. Raises `UsageError` where OUTPUT exists (unless `force`), before any work,
+    and a `DebrideError` as `scan`.
+    """
+    check_free(output, force)
+    clock = _Clock()
+    started = time.monotonic()
+    loaded, detection, found = _find(model, images, settings, progress, clock)
+    if not detection.suspects:
+        return _unchanged(loaded, settings, detection, clock, output, force)
+    state = State(triggers={t: list(found[t]) for t in detection.suspects})
+    deadline = None if settings.time_budget is None else started + settings.time_budget
+    checked = detection
+    with clock.stage("pruning"):
+        for target in detection.suspects:
+            checked = clean_class(loaded, settings, checked, target, state, deadline=deadline, progress=progress)
+    with clock.stage("verification"):
+        checked = _recheck_all(loaded, settings, checked, detection.suspects, state)
+        triggers = _tried(state)
+        after_predict, _ = cleaned_predict(loaded, state)
+        before = _kind(evaluate(loaded.predict, loaded.held_out, triggers), loaded)
+        after = _kind(evaluate(after_predict, loaded.held_out, triggers), loaded)
+        shortfalls = _shortfalls(loaded, settings, before, after, checked, detection.suspects)
+    with clock.stage("writing"):
+        facts = _write(loaded, state, output, force)
+    return replace(
+        _report(
+            "sanitize",
+            loaded,
+            settings,
+            detection,
+            clock,
+            verdict="not sanitized" if shortfalls else "sanitized",
+            reason="; ".join(shortfalls) or "the trigger no longer works and no new one stands out",
+            before=before,
+        ),
+        output=facts,
+        after=after,
+        pruned=tuple(state.pruned),
+        rounds=tuple(state.rounds),
+        recheck=checked,
+    )
+
+
+def _find(
+    model: Path, images: Path, settings: Settings, progress: Progress, clock: _Clock
+) -> tuple[Loaded, Detection, dict[int, tuple[Trigger, ...]]]:
+    """Load, invert all classes and detect; more triggers for each suspect, best first."""
+    configure(settings.threads)
+    with clock.stage("loading"):
+        loaded = load(model, images, settings)
+    options = settings.inversion
+    with clock.stage("inversion"):
+        proxy = Proxy(loaded.model.graph, loaded.spec, precision="bfloat16")
+        data = (proxy, loaded.predict, loaded.fit, loaded.held_out)
+        every = range(loaded.n_classes)
+        best = invert(*data, every, options=options, seed=settings.seed, progress=progress)
+        detection = detect([best[c][0] for c in every], transfer=options.transfer)
+        found = {}
+        for target in detection.suspects:
+            wide = replace(options, restarts=4, drops=())
+            more = invert(*data, [target], options=wide, seed=settings.seed + 1 + target, progress=progress)[target]
+            works = [t for t in more if t.success.value >= 0.5]
+            found[target] = (best[target][0], *works)
+    return loaded, detection, found
+
+
+def _worst_first(detection: Detection) -> tuple[Trigger, ...]:
+    suspects = [f.trigger for f in detection.findings if f.suspect]
+    return tuple(suspects or [min((f.trigger for f in detection.findings), key=lambda t: t.l1)])
+
+
+def _found(detection: Detection) -> str:
+    if detection.inconclusive:
+        return detection.inconclusive
+    if not detection.suspects:
+        return "no class has an abnormally small trigger"
+    worst = min((f for f in detection.findings if f.suspect), key=lambda f: f.trigger.l1)
+    return f"a trigger of {worst.trigger.l1:.1f} pixels sends {worst.trigger.success.value:.0%} to class {worst.trigger.target}"
+
+
+def _unchanged(
+    loaded: Loaded, settings: Settings, detection: Detection, clock: _Clock, output: Path, force: bool
+) -> Report:
+    """Nobody is suspected: a copy of a clean model, or nothing where the data cannot tell."""
+    facts = None
+    if not detection.inconclusive:
+        with clock.stage("writing"):
+            write_bytes(loaded.model.data, output, force=force)
+            for part in loaded.model.external:
+                place = output.parent / part.relative_to(loaded.model.path.parent)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(part.read_bytes(), place, force=force)
+        facts = FileFacts(name=output.name, sha256=loaded.model.sha256, size=loaded.model.size)
+    evaluation = _kind(evaluate(loaded.predict, loaded.held_out, _worst_first(detection)), loaded)
+    report = _report(
+        "sanitize",
+        loaded,
+        settings,
+        detection,
+        clock,
+        verdict="inconclusive" if detection.inconclusive else "clean",
+        reason=_found(detection),
+        before=evaluation,
+    )
+    return replace(report, output=facts, after=evaluation if facts else None)
+
+
+def _recheck_all(
+    loaded: Loaded, settings: Settings, checked: Detection, suspects: tuple[int, ...], state: State
+) -> Detection:
+    """With several suspects, cuts for one may have changed the others: each is inverted on the final model."""
+    if len(suspects) < 2:
+        return checked
+    for target in suspects:
+        checked, _ = recheck(loaded, settings, checked, target, state, 99)
+    return checked
+
+
+def _tried(state: State) -> tuple[Trigger, ...]:
+    """Every trigger that joined, as found and as opaque as it goes."""
+    return tuple(
+        opaque(trigger, strength)
+        for triggers in state.triggers.values()
+        for trigger in triggers
+        for strength in (STRENGTHS[0], STRENGTHS[-1])
+    )
+
+
+def _shortfalls(
+    loaded: Loaded,
+    settings: Settings,
+    before: Evaluation,
+    after: Evaluation,
+    checked: Detection,
+    suspects: tuple[int, ...],
+) -> list[str]:
+    """What of the goal was missed, in words; empty where the model is clean now."""
+    missed = []
+    # Some images go to the target without any trigger: these are mistakes, not the attack.
+    natural = {t: _natural(loaded.predict, loaded, t) for t in suspects}
+    over = [t for t in after.triggers if t.asr.n and t.asr.value > settings.target_asr + natural[t.target]]
+    if over:
+        worst = max(over, key=lambda t: t.asr.value)
+        missed.append(f"a trigger still sends {worst.asr.value:.1%} of held-out images to class {worst.target}")
+    if any(checked.findings[t].suspect for t in suspects):
+        missed.append("a newly inverted trigger still stands out")
+    lost = before.clean.value - after.clean.value
+    # One image of few is no evidence of a loss beyond the budget.
+    if lost > settings.utility_budget + 1 / max(1, before.clean.n):
+        missed.append(f"{before.kind} fell by {lost:.1%}")
+    return missed
+
+
+def _natural(predict: Predict, loaded: Loaded, target: int) -> float:
+    labels = loaded.held_out.labels
+    assert labels is not None  # `load` labels unlabelled images
+    others = loaded.held_out.images[labels != target]
+    return float((predict(others).argmax(1) == target).mean()) if len(others) else 0.0
+
+
+def _kind(evaluation: Evaluation, loaded: Loaded) -> Evaluation:
+    """Without given labels the truth was the delivered model's answer: agreement, not accuracy."""
+    kind: Literal["accuracy", "agreement"] = "accuracy" if loaded.labelled else "agreement"
+    return replace(evaluation, kind=kind)
+
+
+def _write(loaded: Loaded, state: State, output: Path, force: bool) -> FileFacts:
+    groups = [loaded.groups[i] for i in state.gone]
+    cut = zero(loaded.model, groups)
+    check_written(editable(loaded.model, groups), cut, groups)
+    write_model(cut, output, metadata={METADATA_KEY: to_json(loaded.spec)}, force=force)
+    data = output.read_bytes()
+    return FileFacts(name=output.name, sha256=sha256(data).hexdigest(), size=len(data))
+
+
+def _report(
+    command: Literal["scan", "sanitize"],
+    loaded: Loaded,
+    settings: Settings,
+    detection: Detection,
+    clock: _Clock,
+    *,
+    verdict: Verdict,
+    reason: str,
+    before: Evaluation,
+) -> Report:
+    model = loaded.model
+    return Report(
+        command=command,
+        verdict=verdict,
+        reason=reason,
+        model=FileFacts(name=model.path.name, sha256=model.sha256, size=model.size),
+        output=None,
+        spec=loaded.spec,
+        detection=detection,
+        players=len(loaded.groups),
+        seed=settings.seed,
+        options=settings.as_report(),
+        environment={
+            "debride": __version__,
+            "python": platform.python_version(),
+            "provider": loaded.provider,
+            **environment(),
+        },
+        parity=loaded.parity,
+        samples={"fit": len(loaded.fit), "held_out": len(loaded.held_out)},
+        seconds=clock.seconds,
+        before=before,
+        refused=loaded.refused,
+        warnings=loaded.warnings,
+        examples=loaded.held_out.take(np.arange(min(_EXAMPLES, len(loaded.held_out)))),
+    )
