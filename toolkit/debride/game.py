@@ -71,7 +71,7 @@ class ChannelGame:
 
 
 class _Runs:
-    """Plays by running the suffix: the prefix's tensors are tiled, and every coalition's mask repeated for all images."""
+    """Plays by running the suffix: the prefix's tensors are tiled, and a coalition's mask repeated for all images."""
 
     def __init__(self, parts: Parts, spec: InputSpec, images: FloatArray, runtime: Runtime) -> None:
         prefix = Session(parts.prefix, runtime, "the graph before the masked layers")

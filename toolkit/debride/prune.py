@@ -15,7 +15,7 @@ _SINGLES = 12
 """How many leaders under a weight are tried alone."""
 PRICES = (5.0, 2.5, 1.0)
 """What a share of utility costs in shares of attack; a lower one is taken when nothing is worth a higher one."""
-_GROUP_PRICE = 0.005
+_GROUP_PRICE = 0.002
 """What one more group costs: of two equal cuts the smaller is taken."""
 
 

@@ -156,7 +156,8 @@ def _found(detection: Detection) -> str:
     if not detection.suspects:
         return "no class has an abnormally small trigger"
     worst = min((f for f in detection.findings if f.suspect), key=lambda f: f.trigger.l1)
-    return f"a trigger of {worst.trigger.l1:.1f} pixels sends {worst.trigger.success.value:.0%} to class {worst.trigger.target}"
+    found = worst.trigger
+    return f"a trigger of {found.l1:.1f} pixels sends {found.success.value:.0%} to class {found.target}"
 
 
 def _unchanged(

@@ -1,1 +1,1 @@
-
+"""Reverse-engineering triggers on the proxy: restarts x classes as one batched optimisation."""

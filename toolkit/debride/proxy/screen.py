@@ -62,7 +62,7 @@ class ProxyGame:
         return np.asarray(torch.autograd.grad(overlap.sum(), mask)[0].double().numpy())
 
     def _mean(self, m: int, mask: Tensor) -> float:
-        rows = torch.arange(len(self._stakes[m])).split(_ROWS)
+        rows = torch.split(torch.arange(len(self._stakes[m])), _ROWS)
         return float(torch.cat([self._overlap(m, part, mask) for part in rows]).double().mean())
 
     def _overlap(self, m: int, rows: Tensor, mask: Tensor) -> Tensor:
