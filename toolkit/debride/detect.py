@@ -17,12 +17,12 @@ from debride.types import Detection, DoubleArray, Finding, Trigger
 
 _FEWEST = 5
 """Below so many classes the MAD says next to nothing; then only ratios of norms are compared."""
-_RATIO = 0.5
+_RATIO = 0.4
 """A suspect's norm is at most this share of the median norm."""
-_CLASSIC = 2.0
-_STRONG_RATIO = 1 / 3
-"""At this share of the median, Neural Cleanse's own index of 2 is enough: with few images norms scatter, the MAD grows
-and an index stays low, but no clean model's smallest norm was seen below 0.45 of the median on unseen images."""
+_STRONG_RATIO = 0.3
+_STRONG_INDEX = 3.0
+"""At this share of the median a lower index is enough: with few images norms scatter, the MAD grows and the index of a
+planted trigger stays low (3.6 with ten images); the smallest norm of an untargeted class was 0.31 of the median."""
 _FEW_RATIO = 0.25
 """... and with few classes, of the median of the other classes."""
 _LARGEST = 0.2
@@ -83,7 +83,7 @@ def _judge(trigger: Trigger, norms: DoubleArray, row: int, anomaly: float, thres
     share = norms[row] / float(np.median(norms))
     if share > _RATIO:
         return f"its trigger is {share:.0%} of the median size"
-    if anomaly <= (_CLASSIC if share <= _STRONG_RATIO else threshold):
+    if anomaly <= (_STRONG_INDEX if share <= _STRONG_RATIO else threshold):
         return f"its anomaly index is within what clean models show (up to {threshold:.2f})"
     return ""
 

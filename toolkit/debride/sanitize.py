@@ -88,11 +88,17 @@ def sanitize(
     loaded, detection, found = _find(model, images, settings, progress, clock)
     if not detection.suspects:
         return _unchanged(loaded, settings, detection, clock, output, force)
-    state = State(triggers={t: list(found[t]) for t in detection.suspects})
+    state = State()
     deadline = None if settings.time_budget is None else started + settings.time_budget
     checked = detection
     with clock.stage("pruning"):
-        for target in detection.suspects:
+        # The smallest first: what it leaves of the others decides whether they are backdoors of their own.
+        for target in sorted(detection.suspects, key=lambda t: detection.findings[t].trigger.l1):
+            if state.gone:
+                checked, _ = recheck(loaded, settings, checked, target, state, target)
+                if not checked.findings[target].suspect:
+                    continue
+            state.triggers[target] = list(found[target])
             checked = clean_class(loaded, settings, checked, target, state, deadline=deadline, progress=progress)
     with clock.stage("verification"):
         checked = _recheck_all(loaded, settings, checked, detection.suspects, state)
