@@ -27,7 +27,7 @@ from debride.shapley import Budget, hybrid
 from debride.stakes import Stake, attack_stake, log_odds, utility_stake, variations
 from debride.types import Detection, DoubleArray, Game, Predict, Progress, Pruned, Round, Trigger
 
-_GONE = 0.05
+_GONE = 0.1
 """Attack payoff (0: as clean images, 1: as delivered) at which a set of triggers counts as spent."""
 _MOST_ROUNDS = 16
 _ATTACK_IMAGES = 120
