@@ -29,6 +29,8 @@ _LARGEST = 0.2
 """A suspect's mask covers at most this share of the image: a trigger, not another picture."""
 _TINY = 0.005
 """When the median trigger is below this share of the image, any class is reached so easily that none stands out."""
+_FAILED = 0.1
+"""Below this success on unseen images an optimisation reached nothing, and its mask may have any size."""
 _MAD_TO_SIGMA = 1.4826
 _DRAWS = 20_000
 
@@ -39,7 +41,7 @@ def detect(triggers: Sequence[Trigger], *, transfer: float = 0.8) -> Detection:
     The anomaly index is positive for norms below the median. The verdict is left open (`inconclusive` says why) when
     too few triggers work to compare with, or norms are too small or too few to tell.
     """
-    norms = np.array([max(t.l1, 1e-6) for t in triggers])
+    norms = _norms(triggers)
     area = triggers[0].mask.size
     anomalies = anomaly_indices(norms)
     threshold = calibrated_threshold(len(norms))
@@ -49,6 +51,13 @@ def detect(triggers: Sequence[Trigger], *, transfer: float = 0.8) -> Detection:
         for t, a, reason in zip(triggers, anomalies, judged, strict=True)
     )
     return Detection(findings=findings, threshold=threshold, inconclusive=_undecided(triggers, norms, area, findings))
+
+
+def _norms(triggers: Sequence[Trigger]) -> DoubleArray:
+    """L1 norms (K,); of a trigger that hardly ever works at least the median, since its own says nothing."""
+    norms = np.array([max(t.l1, 1e-6) for t in triggers])
+    failed = np.array([bool(t.success.n) and t.success.value < _FAILED for t in triggers])
+    return np.where(failed, np.maximum(norms, np.median(norms[~failed])), norms) if not failed.all() else norms
 
 
 def anomaly_indices(norms: DoubleArray) -> DoubleArray:

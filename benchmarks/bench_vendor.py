@@ -1,0 +1,220 @@
+"""The whole job on models that others poisoned, each in a process of its own, graded with the true trigger.
+
+Run `make bench`, or `python benchmarks/bench_vendor.py --models a,b --seeds 0`. The models and images lie in a folder
+`shared` beside the checkout and are not part of it. The manifest's `trigger` and `target` are read here, to grade, and
+nowhere else: the child process is given the model and a few clean images. Seconds depend on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from debride.images import load_images
+from debride.sessions import Runtime, Session, predictor
+from debride.spec import SpecFlags, resolve_spec
+from debride.types import FloatArray, IntArray, Samples
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAD = (
+    "model",
+    "seed",
+    "verdict",
+    "suspects",
+    "true ASR before -> after",
+    "accuracy lost (points)",
+    "groups pruned / players",
+    "seconds",
+    "peak MiB",
+    "file unchanged",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Child:
+    """How one process went: its exit code, wall-clock seconds, peak memory in MiB and what it said last."""
+
+    code: int
+    seconds: float
+    peak: float
+    said: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grade:
+    """Accuracy, and the share of other classes' images that the true trigger sends to its target (NaN: no trigger)."""
+
+    accuracy: float
+    asr: float
+
+
+def child(arguments: Sequence[str], log: Path) -> Child:
+    """Runs `debride ARGUMENTS` in a new interpreter."""
+    paths = [str(ROOT / "toolkit"), str(ROOT / "adapters"), os.environ.get("PYTHONPATH", "")]
+    command = [sys.executable, "-c", "from debride.cli import main; main()", *arguments]
+    started = perf_counter()
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            command,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)},
+        )
+        # wait4: getrusage(RUSAGE_CHILDREN) would give the largest of all children so far.
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return Child(
+        code=process.returncode,
+        seconds=perf_counter() - started,
+        peak=usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
+        said=lines[-1].strip() if lines else "",
+    )
+
+
+def stamped(images: FloatArray, trigger: Mapping[str, Any], folder: Path) -> FloatArray:
+    """Images (N, C, H, W) in 0..1 with the manifest's trigger."""
+    out = np.array(images)
+    if trigger["kind"] == "paste":
+        pixels = planes(np.array(trigger["pixels"], np.float32) / 255)
+        row, column = trigger["row"], trigger["col"]
+        out[:, :, row : row + pixels.shape[1], column : column + pixels.shape[2]] = pixels
+    elif trigger["kind"] == "blend":
+        with np.load(folder / trigger["file"], allow_pickle=False) as archive:
+            pattern = planes(archive[archive.files[0]].astype(np.float32))
+        out = (1 - trigger["alpha"]) * out + trigger["alpha"] * pattern
+    elif trigger["kind"] == "pixels":
+        for row, column in trigger["at"]:
+            out[:, :, row, column] = trigger["value"] / 255
+    else:
+        raise ValueError(f"no way to stamp a trigger of kind {trigger['kind']!r}")
+    return out.astype(np.float32)
+
+
+def planes(pixels: FloatArray) -> FloatArray:
+    """(H, W) or (H, W, C) -> (C, H, W)."""
+    return (pixels[..., None] if pixels.ndim == 2 else pixels).transpose(2, 0, 1)
+
+
+def targets(labels: IntArray, target: int | str, n_classes: int) -> IntArray:
+    """Where the trigger sends each image, (N,): one class, or the next one after its own ("y+1")."""
+    return (labels + 1) % n_classes if target == "y+1" else np.full_like(labels, int(target))
+
+
+def convention(entry: Mapping[str, Any]) -> SpecFlags:
+    """The manifest's input convention."""
+    low, high = entry["range"]
+    mean, std = (None if entry[key] is None else tuple(np.atleast_1d(entry[key]).tolist()) for key in ("mean", "std"))
+    return SpecFlags(
+        layout=entry["layout"], channels=entry["channels"], range=(float(low), float(high)), mean=mean, std=std
+    )
+
+
+def grade(model: Path, entry: Mapping[str, Any], test: Samples, vendor: Path, threads: int) -> Grade:
+    """`model` on images that no stage has seen, clean and with the true trigger."""
+    session = Session(model, Runtime(threads), model.name)
+    predict = predictor(session, resolve_spec(session, flags=convention(entry)).spec)
+    assert test.labels is not None
+    scores = predict(test.images)
+    accuracy = float((scores.argmax(1) == test.labels).mean())
+    if entry["trigger"] is None:
+        return Grade(accuracy=accuracy, asr=float("nan"))
+    wanted = targets(test.labels, entry["target"], scores.shape[1])
+    others = test.labels != wanted
+    found = predict(stamped(test.images[others], entry["trigger"], vendor)).argmax(1)
+    return Grade(accuracy=accuracy, asr=float((found == wanted[others]).mean()))
+
+
+def row(name: str, entry: Mapping[str, Any], seed: int, options: argparse.Namespace, work: Path) -> tuple[str, ...]:
+    """One line of the table: clean, then grade."""
+    vendor, data = options.shared / "vendor", options.shared / "data"
+    model, output, report = vendor / entry["file"], work / f"{name}-{seed}.onnx", work / f"{name}-{seed}"
+    ran = child(
+        [
+            *("sanitize", str(model), "--images", str(data / f"{entry['data']}_pool.npz")),
+            *("--per-class", str(options.per_class), "--seed", str(seed), "--threads", str(options.threads)),
+            *("--output", str(output), "--report", str(report), "--quiet"),
+        ],
+        work / f"{name}-{seed}.log",
+    )
+    cost = (f"{ran.seconds:.0f}", f"{ran.peak:.0f}")
+    if not (report / "report.json").is_file():
+        return (name, str(seed), f"exit code {ran.code}: {ran.said}".replace("|", "/"), *["-"] * 4, *cost, "-")
+    found = json.loads((report / "report.json").read_text())
+    test = load_images(data / f"{entry['data']}_test.npz").samples()
+    before = grade(model, entry, test, vendor, options.threads)
+    after = grade(output, entry, test, vendor, options.threads) if output.is_file() else None
+    return (name, str(seed), *told(found, before, after), *cost, same(model, output))
+
+
+def told(found: Mapping[str, Any], before: Grade, after: Grade | None) -> tuple[str, ...]:
+    """Verdict, suspects, true attack success, accuracy lost and groups pruned."""
+    rates = "no trigger" if np.isnan(before.asr) else f"{before.asr:.2%} -> {after.asr:.2%}" if after else "no file"
+    return (
+        found["verdict"],
+        " ".join(map(str, found["suspects"])) or "none",
+        rates,
+        f"{100 * (before.accuracy - after.accuracy):.2f}" if after else "-",
+        f"{len(found['pruned'])} / {found['players']}",
+    )
+
+
+def same(model: Path, output: Path) -> str:
+    """Whether the written file is byte for byte the delivered one."""
+    if not output.is_file():
+        return "no file"
+    first, second = (sha256(path.read_bytes()).hexdigest() for path in (model, output))
+    return "yes" if first == second else "no"
+
+
+def chosen(manifest: Mapping[str, Any], models: str) -> list[str]:
+    """The models asked for, or all that are ONNX files."""
+    known = [name for name, entry in manifest.items() if entry["file"].endswith(".onnx")]
+    asked = models.split(",") if models else known
+    unknown = [name for name in asked if name not in known]
+    if unknown:
+        sys.exit(f"no ONNX model {unknown[0]!r} in the manifest; it has {', '.join(known)}")
+    return asked
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="holds vendor/ and data/")
+    parser.add_argument("--models", default="", help="names in the manifest, separated by commas (default: all)")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--per-class", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Prints the table as Markdown, line by line as the runs end."""
+    options = arguments()
+    path = options.shared / "vendor" / "manifest.json"
+    if not path.is_file():
+        print(f"skipped: {path} is not there; point --shared at a folder with vendor/ and data/")
+        return
+    manifest = json.loads(path.read_text())
+    names = chosen(manifest, options.models)
+    print("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD), flush=True)
+    with tempfile.TemporaryDirectory() as work:
+        for name in names:
+            for seed in map(int, options.seeds.split(",")):
+                print("| " + " | ".join(row(name, manifest[name], seed, options, Path(work))) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

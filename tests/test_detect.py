@@ -1,0 +1,107 @@
+"""Detection: the threshold holds its level on clean norms, and each test that a suspect must pass is decisive."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from debride.detect import anomaly_indices, calibrated_threshold, detect
+from debride.types import Rate, Trigger
+
+AREA = 32 * 32
+CLEAN = (52.0, 55.0, 58.0, 60.0, 61.0, 63.0, 66.0, 70.0, 57.0, 64.0)
+
+
+def triggers(norms, hits=None):
+    """One per norm; `hits` of 50 held-out images reached, all of them unless said."""
+    hits = [50] * len(norms) if hits is None else hits
+    plane = np.zeros((1, 32, 32), np.float32)
+    return [
+        Trigger(target=k, mask=plane, pattern=plane, l1=float(norm), success=Rate(hit, 50))
+        for k, (norm, hit) in enumerate(zip(norms, hits, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("n_classes", [5, 10, 43])
+def test_the_index_exceeds_its_threshold_in_one_of_twenty_clean_models(n_classes):
+    draws = np.exp(0.25 * np.random.default_rng(7).standard_normal((2000, n_classes)))
+    over = np.mean([anomaly_indices(row).max() > calibrated_threshold(n_classes) for row in draws])
+    assert 0.03 <= over <= 0.07
+
+
+def test_few_clean_models_are_flagged():
+    draws = 60 * np.exp(0.4 * np.random.default_rng(11).standard_normal((400, 10)))
+    assert np.mean([bool(detect(triggers(row)).suspects) for row in draws]) <= 0.07
+
+
+def test_the_index_does_not_depend_on_the_unit_or_the_order():
+    norms = np.array(CLEAN)
+    np.testing.assert_allclose(anomaly_indices(7 * norms), anomaly_indices(norms), rtol=1e-9)
+    np.testing.assert_array_equal(anomaly_indices(norms[::-1]), anomaly_indices(norms)[::-1])
+
+
+def test_the_index_is_zero_where_norms_do_not_spread():
+    np.testing.assert_array_equal(anomaly_indices(np.full(10, 3.0)), np.zeros(10))
+
+
+def test_a_planted_small_trigger_is_the_only_suspect():
+    detection = detect(triggers([*CLEAN[:3], 4.0, *CLEAN[4:]]))
+    assert detection.suspects == (3,)
+    assert not detection.inconclusive
+    assert detection.findings[3].anomaly > detection.threshold
+    assert all(f.reason for f in detection.findings)
+
+
+def test_two_planted_triggers_are_both_suspects():
+    assert detect(triggers([4.0, *CLEAN[1:9], 5.0])).suspects == (0, 9)
+
+
+def test_clean_norms_give_no_suspect_and_no_doubt():
+    detection = detect(triggers(CLEAN))
+    assert detection.suspects == () and detection.inconclusive == ""
+
+
+def test_a_small_trigger_that_fails_on_unseen_images_is_no_suspect():
+    hits = [50] * 10
+    hits[3] = 25
+    found = detect(triggers([*CLEAN[:3], 4.0, *CLEAN[4:]], hits))
+    assert found.suspects == ()
+    assert "50%" in found.findings[3].reason
+    assert detect(triggers([*CLEAN[:3], 4.0, *CLEAN[4:]], hits), transfer=0.4).suspects == (3,)
+
+
+def test_a_trigger_that_no_image_could_try_is_no_suspect():
+    found = triggers([*CLEAN[:9], 4.0])
+    blind = Trigger(target=9, mask=found[9].mask, pattern=found[9].pattern, l1=4.0, success=Rate(0, 0))
+    detection = detect([*found[:9], blind])
+    assert detection.suspects == () and "no image" in detection.findings[9].reason
+
+
+def test_a_mask_over_a_fifth_of_the_image_is_no_suspect():
+    detection = detect(triggers([10 * n for n in (*CLEAN[:9], 22.0)]))
+    assert detection.suspects == () and "covers 21%" in detection.findings[9].reason
+
+
+def test_a_norm_above_half_the_median_is_no_suspect_however_far_out():
+    detection = detect(triggers([60.0, 60.1, 60.2, 59.9, 59.8, 60.0, 60.1, 59.9, 60.0, 40.0]))
+    assert detection.findings[9].anomaly > detection.threshold
+    assert detection.suspects == ()
+
+
+def test_below_five_classes_only_ratios_count():
+    assert detect(triggers([60, 60, 60, 60])).threshold == float("inf")
+    assert detect(triggers([60, 10, 55, 65])).suspects == (1,)
+    assert detect(triggers([60, 2])).suspects == (1,)
+    doubtful = detect(triggers([60, 20, 55, 65]))
+    assert doubtful.suspects == () and "4 classes" in doubtful.inconclusive
+    assert detect(triggers([60, 45, 55, 65])).inconclusive == ""
+
+
+def test_tiny_triggers_for_half_of_the_classes_are_inconclusive():
+    detection = detect(triggers([0.003 * AREA * (1 + 0.02 * k) for k in range(10)]))
+    assert detection.suspects == () and "half of all classes" in detection.inconclusive
+
+
+def test_triggers_that_never_work_are_inconclusive():
+    detection = detect(triggers(CLEAN, [50] + [10] * 9))
+    assert detection.suspects == () and "only 1 of 10" in detection.inconclusive

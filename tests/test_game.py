@@ -1,0 +1,157 @@
+"""The game of channels against weights edited by hand, and the screened game against its own finite differences."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from debride.game import ChannelGame, _Runs, _Sums
+from debride.graph.channels import find_groups
+from debride.graph.parts import gated_parts
+from debride.graph.read import read_model
+from debride.graph.surgery import working_zero
+from debride.proxy.interpreter import Proxy
+from debride.proxy.screen import ProxyGame
+from debride.sessions import Runtime, Session, predictor, probabilities
+from debride.stakes import Stake
+from debride.types import InputSpec
+from graph_models import Builder
+
+SPEC = InputSpec(name="x", layout="NCHW", channels="RGB", size=(8, 8), output="scores", mean=(0.5,), std=(0.25,))
+ONE = Runtime(threads=1)
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Convolution, norm, residual, convolution, pooled head: 4 + 4 + 5 channels."""
+    b = Builder(13, seed=3)
+    x = b.op("Relu", b.bn(b.conv("x", 3, 4), 4))
+    x = b.op("Relu", b.op("Add", b.conv(x, 4, 4), x))
+    x = b.op("Relu", b.conv(x, 4, 5))
+    flat = b.op("Flatten", b.op("GlobalAveragePool", x))
+    b.op("Gemm", flat, b.const(4 * b.rng.standard_normal((5, 3)).astype(np.float32)), b.weight(3))
+    path = tmp_path_factory.mktemp("game") / "net.onnx"
+    path.write_bytes(b.model(["n", 3, 8, 8], "scores", ["n", 3]).SerializeToString())
+    return read_model(path)
+
+
+@pytest.fixture(scope="module")
+def groups(model):
+    return find_groups(model.graph, "scores")[0]
+
+
+@pytest.fixture(scope="module")
+def stakes():
+    rng = np.random.default_rng(0)
+    images = [rng.random((n, 3, 8, 8), dtype=np.float32) for n in (4, 6)]
+    return (
+        Stake(images=images[0], wanted=np.eye(3, dtype=np.float32)[[0, 1, 1, 2]], span=(-3.0, 3.0)),
+        Stake(images=images[1], wanted=rng.dirichlet(np.ones(3), 6).astype(np.float32)),
+    )
+
+
+def game_of(model, groups, stakes):
+    return ChannelGame(
+        len(groups),
+        lambda columns: gated_parts(model.working, [groups[i] for i in columns], "scores"),
+        SPEC,
+        stakes,
+        ONE,
+    )
+
+
+def edited(model, groups, stakes, coalitions):
+    """Payoffs of models whose absent channels' weights are zeroed."""
+    rows = []
+    for coalition in coalitions:
+        proto = working_zero(model, [groups[i] for i in np.flatnonzero(~coalition)])
+        predict = predictor(Session(proto.SerializeToString(), ONE), SPEC)
+        rows.append([float(s.payoff(probabilities(predict(s.images))[None])[0]) for s in stakes])
+    return np.array(rows)
+
+
+def last_layer(groups):
+    return [i for i, g in enumerate(groups) if g.layer == groups[-1].layer]
+
+
+def test_the_net_has_the_players_that_it_should(groups):
+    assert len(groups) == 13 and len({g.layer for g in groups}) == 3
+
+
+def test_payoffs_are_those_of_models_with_edited_weights(model, groups, stakes):
+    coalitions = np.random.default_rng(1).random((20, len(groups))) < 0.7
+    coalitions[0], coalitions[1] = True, False
+    found = game_of(model, groups, stakes)(coalitions)
+    assert found.shape == (20, 2)
+    np.testing.assert_allclose(found, edited(model, groups, stakes, coalitions), rtol=0, atol=1e-5)
+    assert np.ptp(found, axis=0).min() > 0.01
+
+
+def test_the_grand_coalition_alone_can_be_played(model, groups, stakes):
+    everybody = np.ones((1, len(groups)), np.bool_)
+    np.testing.assert_allclose(
+        game_of(model, groups, stakes)(everybody), edited(model, groups, stakes, everybody), atol=1e-5
+    )
+
+
+def test_players_that_join_later_make_new_sessions(model, groups, stakes):
+    game, everybody = game_of(model, groups, stakes), np.ones((2, len(groups)), np.bool_)
+    for absent in ([0], [12], [3, 7]):
+        coalitions = everybody.copy()
+        coalitions[1, absent] = False
+        np.testing.assert_allclose(game(coalitions), edited(model, groups, stakes, coalitions), atol=1e-5)
+
+
+def test_the_last_layer_is_played_in_closed_form(model, groups, stakes):
+    last = last_layer(groups)
+    coalitions = np.ones((2 ** len(last), len(groups)), np.bool_)
+    coalitions[:, last] = (np.arange(len(coalitions))[:, None] >> np.arange(len(last))) & 1
+    game = game_of(model, groups, stakes)
+    found = game(coalitions)
+    assert isinstance(game._way, _Sums)
+    np.testing.assert_allclose(found, edited(model, groups, stakes, coalitions), rtol=0, atol=1e-5)
+
+
+def test_earlier_layers_are_played_by_runs(model, groups, stakes):
+    game = game_of(model, groups, stakes)
+    game(~np.eye(len(groups), dtype=np.bool_))
+    assert isinstance(game._way, _Runs)
+
+
+def test_many_coalitions_in_one_run_give_what_each_gives_alone(model, groups, stakes):
+    images = np.concatenate([s.images for s in stakes])
+    runs = _Runs(gated_parts(model.working, groups, "scores"), SPEC, images, ONE)
+    masks = (np.random.default_rng(2).random((7, len(groups))) < 0.6).astype(np.float32)
+    alone = np.concatenate([runs._run(row[None]) for row in masks])
+    assert alone.shape == (7, 10, 3)
+    np.testing.assert_allclose(runs._run(masks), alone, rtol=0, atol=1e-5)
+
+
+def test_payoffs_do_not_depend_on_how_coalitions_are_batched(model, groups, stakes):
+    coalitions = np.random.default_rng(4).random((40, len(groups))) < 0.6
+    coalitions[0] = False  # every player is gated from the first call on
+    game = game_of(model, groups, stakes)
+    alone = np.concatenate([game(row[None]) for row in coalitions])
+    np.testing.assert_allclose(game_of(model, groups, stakes)(coalitions), alone, rtol=0, atol=1e-5)
+
+
+def test_the_screened_game_plays_the_same_payoffs(model, groups, stakes):
+    coalitions = np.random.default_rng(5).random((6, len(groups))) < 0.7
+    found = ProxyGame(Proxy(model.graph, SPEC), groups, stakes)(coalitions)
+    np.testing.assert_allclose(found, edited(model, groups, stakes, coalitions), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("span", [None, (-12.0, 12.0)])
+def test_marginals_are_the_slopes_of_the_payoffs(model, groups, stakes, span):
+    mine = [groups[i] for i in last_layer(groups)]
+    stake = Stake(images=stakes[0].images[:1], wanted=np.eye(3, dtype=np.float32)[[1]], span=span)
+    game, step = ProxyGame(Proxy(model.graph, SPEC), mine, [stake]), 1e-2
+    points = np.random.default_rng(6).uniform(0.3, 0.9, (4, len(mine)))
+    found = game.marginals(points)
+    assert found.shape == (4, 1, len(mine))
+    for point, slopes in zip(points, found[:, 0], strict=True):
+        moves = step * np.eye(len(mine))
+        expected = (game(point + moves) - game(point - moves))[:, 0] / (2 * step)
+        np.testing.assert_allclose(slopes, expected, rtol=0, atol=2e-4 + 2e-3 * np.abs(expected).max())

@@ -1,0 +1,105 @@
+"""Inversion finds a trigger that was planted by hand: one bright corner pixel that outweighs everything else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from debride.graph.read import read_model
+from debride.inversion.invert import invert
+from debride.inversion.options import InversionOptions
+from debride.proxy.interpreter import Proxy
+from debride.sessions import Runtime, Session, predictor
+from debride.types import InputSpec, Samples
+from graph_models import Builder
+
+SIZE, TARGET, CORNER = 12, 2, (11, 11)
+QUADRANTS = [(2, 2), (2, 6), (6, 2), (6, 6)]
+SPEC = InputSpec(name="x", layout="NCHW", channels="L", size=(SIZE, SIZE), output="scores")
+OPTIONS = InversionOptions(restarts=2, steps=150)
+torch.set_num_threads(1)
+
+
+def weights():
+    """Each class counts the light in its quadrant; the target's also looks at the corner, which is always dark."""
+    planes = np.zeros((4, SIZE, SIZE), np.float32)
+    for plane, (row, column) in zip(planes, QUADRANTS, strict=True):
+        plane[row : row + 4, column : column + 4] = 1
+    planes[(TARGET, *CORNER)] = 30
+    return planes.reshape(4, -1).T.copy()
+
+
+def bright_quadrants(n, seed):
+    """`n` images per class: one quadrant at about 0.6, the others at about 0.1, a dark border."""
+    rng = np.random.default_rng(seed)
+    images, labels = np.zeros((4 * n, 1, SIZE, SIZE), np.float32), np.arange(4 * n) % 4
+    for image, label in zip(images, labels, strict=True):
+        for k, (row, column) in enumerate(QUADRANTS):
+            level = 0.6 if k == label else 0.1
+            image[0, row : row + 4, column : column + 4] = level + rng.uniform(-0.05, 0.05, (4, 4))
+    return Samples(images=images, labels=labels)
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    """Proxy, predictor, images to fit to and held-out images."""
+    b = Builder(13)
+    b.op("Gemm", b.op("Flatten", "x"), b.const(weights()), b.const(np.zeros(4, np.float32)))
+    path = tmp_path_factory.mktemp("inversion") / "net.onnx"
+    path.write_bytes(b.model(["n", 1, SIZE, SIZE], "scores", ["n", 4]).SerializeToString())
+    model = read_model(path)
+    predict = predictor(Session(model.proto.SerializeToString(), Runtime(threads=1)), SPEC)
+    fit, held_out = bright_quadrants(5, 0), bright_quadrants(10, 1)
+    assert (predict(held_out.images).argmax(1) == held_out.labels).all()
+    return Proxy(model.graph, SPEC), predict, fit, held_out
+
+
+@pytest.fixture(scope="module")
+def found(setting):
+    return invert(*setting, range(4), options=OPTIONS, seed=0)
+
+
+def test_the_planted_trigger_is_much_smaller_than_the_others(found):
+    norms = {target: triggers[0].l1 for target, triggers in found.items()}
+    assert norms[TARGET] < min(norms[k] for k in (0, 1, 3)) / 3
+
+
+def test_the_planted_trigger_lies_where_it_was_planted(found):
+    best = found[TARGET][0]
+    assert np.unravel_index(best.mask[0].argmax(), best.mask[0].shape) == CORNER
+    assert best.pattern[(0, *CORNER)] > 0.8
+
+
+def test_masks_and_patterns_are_in_range_and_norms_are_theirs(found):
+    for trigger in (t for triggers in found.values() for t in triggers):
+        assert trigger.mask.shape == (1, SIZE, SIZE) and trigger.pattern.shape == (1, SIZE, SIZE)
+        assert trigger.mask.dtype == trigger.pattern.dtype == np.float32
+        assert min(trigger.mask.min(), trigger.pattern.min()) >= 0
+        assert max(trigger.mask.max(), trigger.pattern.max()) <= 1
+        assert trigger.l1 == pytest.approx(float(trigger.mask.sum(dtype=np.float64)))
+
+
+def test_the_best_trigger_comes_first(setting):
+    kept = InversionOptions(restarts=3, steps=60, drops=())
+    triggers = invert(*setting, [0], options=kept, seed=1)[0]
+    order = [(t.success.value < kept.transfer, t.l1) for t in triggers]
+    assert len(triggers) == 3 and order == sorted(order)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(setting):
+    short = InversionOptions(restarts=2, steps=40)
+    first, again, other = (invert(*setting, [0, TARGET], options=short, seed=s) for s in (5, 5, 6))
+    for target in (0, TARGET):
+        one, two = first[target][0], again[target][0]
+        assert one.mask.tobytes() == two.mask.tobytes() and one.pattern.tobytes() == two.pattern.tobytes()
+        assert one.mask.tobytes() != other[target][0].mask.tobytes()
+
+
+def test_progress_is_told_to_the_end(setting):
+    told = []
+    short = InversionOptions(restarts=1, steps=5)
+    invert(
+        *setting, [1], options=short, seed=0, progress=lambda stage, done, total, note="": told.append((done, total))
+    )
+    assert told[-1] == (5, 5)
