@@ -14,8 +14,8 @@ from debride.sessions import Runtime, Session, predictor
 from debride.types import InputSpec, Samples
 from graph_models import Builder
 
-SIZE, TARGET, CORNER = 12, 2, (11, 11)
-QUADRANTS = [(2, 2), (2, 6), (6, 2), (6, 6)]
+SIZE, TARGET, CORNER = 16, 2, (15, 15)
+QUADRANTS = [(2, 2), (2, 8), (8, 2), (8, 8)]
 SPEC = InputSpec(name="x", layout="NCHW", channels="L", size=(SIZE, SIZE), output="scores")
 OPTIONS = InversionOptions(restarts=2, steps=150)
 torch.set_num_threads(1)
@@ -25,19 +25,19 @@ def weights():
     """Each class counts the light in its quadrant; the target's also looks at the corner, which is always dark."""
     planes = np.zeros((4, SIZE, SIZE), np.float32)
     for plane, (row, column) in zip(planes, QUADRANTS, strict=True):
-        plane[row : row + 4, column : column + 4] = 1
+        plane[row : row + 6, column : column + 6] = 1
     planes[(TARGET, *CORNER)] = 30
     return planes.reshape(4, -1).T.copy()
 
 
 def bright_quadrants(n, seed):
-    """`n` images per class: one quadrant at about 0.6, the others at about 0.1, a dark border."""
+    """`n` images per class: a square of light in one quadrant, little in the others; shifts by a pixel do not matter."""
     rng = np.random.default_rng(seed)
     images, labels = np.zeros((4 * n, 1, SIZE, SIZE), np.float32), np.arange(4 * n) % 4
     for image, label in zip(images, labels, strict=True):
         for k, (row, column) in enumerate(QUADRANTS):
-            level = 0.6 if k == label else 0.1
-            image[0, row : row + 4, column : column + 4] = level + rng.uniform(-0.05, 0.05, (4, 4))
+            level = rng.uniform(0.4, 0.8) if k == label else 0.1
+            image[0, row + 1 : row + 5, column + 1 : column + 5] = level + rng.uniform(-0.05, 0.05, (4, 4))
     return Samples(images=images, labels=labels)
 
 
