@@ -31,7 +31,7 @@ def weights():
 
 
 def bright_quadrants(n, seed):
-    """`n` images per class: a square of light in one quadrant, little in the others; shifts by a pixel do not matter."""
+    """`n` images per class: a square of light in one quadrant, little elsewhere; a pixel more or less is no matter."""
     rng = np.random.default_rng(seed)
     images, labels = np.zeros((4 * n, 1, SIZE, SIZE), np.float32), np.arange(4 * n) % 4
     for image, label in zip(images, labels, strict=True):
