@@ -88,7 +88,8 @@ def stamped(images: FloatArray, trigger: Mapping[str, Any], folder: Path) -> Flo
     """Images (N, C, H, W) in 0..1 with the manifest's trigger."""
     out = np.array(images)
     if trigger["kind"] == "paste":
-        pixels = planes(np.array(trigger["pixels"], np.float32) / 255)
+        # A grey model's trigger is listed in three equal channels.
+        pixels = planes(np.array(trigger["pixels"], np.float32) / np.float32(255))[: out.shape[1]]
         row, column = trigger["row"], trigger["col"]
         out[:, :, row : row + pixels.shape[1], column : column + pixels.shape[2]] = pixels
     elif trigger["kind"] == "blend":

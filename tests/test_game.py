@@ -155,3 +155,12 @@ def test_marginals_are_the_slopes_of_the_payoffs(model, groups, stakes, span):
         moves = step * np.eye(len(mine))
         expected = (game(point + moves) - game(point - moves))[:, 0] / (2 * step)
         np.testing.assert_allclose(slopes, expected, rtol=0, atol=2e-4 + 2e-3 * np.abs(expected).max())
+
+
+def test_marginals_take_the_images_in_turn(model, groups, stakes):
+    everybody, n = np.ones((1, len(groups)), np.bool_), len(stakes[1])
+    game = ProxyGame(Proxy(model.graph, SPEC), groups, stakes[1:])
+    one_by_one = np.concatenate([game.marginals(everybody) for _ in range(n)])
+    together = ProxyGame(Proxy(model.graph, SPEC), groups, stakes[1:]).marginals(np.repeat(everybody, n, axis=0))
+    np.testing.assert_allclose(one_by_one, together, rtol=0, atol=1e-7)
+    assert np.ptp(together[:, 0], axis=0).max() > 2e-5

@@ -60,6 +60,13 @@ def found(setting):
     return invert(*setting, range(4), options=OPTIONS, seed=0)
 
 
+def test_every_class_is_reached_on_images_that_were_not_fitted_to(found):
+    assert sorted(found) == [0, 1, 2, 3]
+    for target, triggers in found.items():
+        assert triggers[0].target == target
+        assert triggers[0].success.n == 30 and triggers[0].success.value >= OPTIONS.transfer
+
+
 def test_the_planted_trigger_is_much_smaller_than_the_others(found):
     norms = {target: triggers[0].l1 for target, triggers in found.items()}
     assert norms[TARGET] < min(norms[k] for k in (0, 1, 3)) / 3
