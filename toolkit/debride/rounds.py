@@ -75,7 +75,7 @@ def clean_class(
         progress(stage, number, _MOST_ROUNDS, f"{len(state.gone)} groups cut")
         attack = attack_stake(loaded.fit, found[-_TRIGGERS:], loaded.n_classes, _ATTACK_IMAGES, number, span)
         reason = _round(loaded, settings, target, state, (attack, utility), number)
-        if not reason and state.rounds[-1].asr_before - state.rounds[-1].asr_after < _CONVERGED:
+        if not reason and state.rounds[-1].attack_before - state.rounds[-1].attack_after < _CONVERGED:
             reason = "the attack has converged"
         late = deadline is not None and time.monotonic() > deadline
         if not reason and not late:
@@ -83,17 +83,12 @@ def clean_class(
         checked, again = recheck(loaded, settings, detection, target, state, number)
         if not checked.findings[target].suspect:
             break
-        # A trigger that joined gives the next round something new to value; where it did before, we are stuck.
-        if late or (reason != "the triggers are spent" and not _news(found, again)):
+        # Only a trigger that joins gives a round that was stuck something new to value; so many may join.
+        if late or (reason != "the triggers are spent" and (not again or len(found) >= 3 * _TRIGGERS)):
             break
         found.extend(again)
     progress(stage, _MOST_ROUNDS, _MOST_ROUNDS, f"{len(state.gone)} groups cut")
     return recheck(loaded, settings, detection, target, state, _MOST_ROUNDS)[0]
-
-
-def _news(known: Sequence[Trigger], new: Sequence[Trigger]) -> bool:
-    """Whether `new` holds triggers of another make than the last ones known: found on another state of the model."""
-    return bool(new) and len(known) < 3 * _TRIGGERS
 
 
 def _span(loaded: Loaded, target: int, triggers: Sequence[Trigger]) -> tuple[float, float]:
@@ -177,9 +172,9 @@ def _told(
         target=target,
         trigger=len(state.triggers[target]),
         removed=len(cut.players),
-        asr_before=float(before[0]),
-        asr_random=chance,
-        asr_after=float(after[0]),
+        attack_before=float(before[0]),
+        attack_random=chance,
+        attack_after=float(after[0]),
         utility=float(after[1]),
         weight=cut.weight,
         evaluations=spent[0],

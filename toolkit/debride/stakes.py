@@ -17,7 +17,8 @@ The L1 norm thins a mask until it just works; whoever planted the backdoor stamp
 backdoored WideResNet-16-1 the true trigger still reached 14 %, the thin one 7 % and the opaque one 11 %.
 """
 
-_TINY = 1e-7
+TINY = 1e-7
+"""How far probabilities are held from 0 and 1 before their log-odds are taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -52,7 +53,7 @@ class Stake:
 
 def log_odds(chances: DoubleArray) -> DoubleArray:
     """log(p / (1 - p)), within about +-16: probabilities are held 1e-7 away from 0 and 1."""
-    return np.asarray(np.log(chances + _TINY) - np.log(1 - chances + _TINY))
+    return np.asarray(np.log(chances + TINY) - np.log(1 - chances + TINY))
 
 
 def opaque(trigger: Trigger, strength: float) -> Trigger:

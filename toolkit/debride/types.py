@@ -303,14 +303,18 @@ class FileFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """One turn of the loop: which class, how many groups went, ASR of random and of chosen cuts, clean rate after."""
+    """One turn of the loop: which class, how many groups went, and the payoffs on the images that were fitted to.
+
+    `attack_*` is the attack payoff before, after random and after the chosen cuts: no success rate, but the target's
+    log-odds from 0 (as clean images) to 1 (as delivered). `utility` is the overlap with the delivered probabilities.
+    """
 
     target: int
     trigger: int
     removed: int
-    asr_before: float
-    asr_random: float
-    asr_after: float
+    attack_before: float
+    attack_random: float
+    attack_after: float
     utility: float
     weight: float
     evaluations: int

@@ -7,6 +7,7 @@ Shen et al., ICML 2021, spends its steps on arms that promise most).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -163,16 +164,7 @@ def with_success(predict: Predict, samples: Samples, trigger: Trigger) -> Trigge
     assert samples.labels is not None  # as in `invert`
     rows: IntArray = np.flatnonzero(samples.labels != trigger.target)
     hits = int((predict(stamp(samples.images[rows], trigger)).argmax(1) == trigger.target).sum()) if len(rows) else 0
-    return Trigger(
-        target=trigger.target,
-        mask=trigger.mask,
-        pattern=trigger.pattern,
-        l1=trigger.l1,
-        success=Rate(hits, len(rows)),
-        restarts=trigger.restarts,
-        steps=trigger.steps,
-        seed=trigger.seed,
-    )
+    return replace(trigger, success=Rate(hits, len(rows)))
 
 
 def _preference(trigger: Trigger, transfer: float) -> tuple[bool, float]:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from debride.proxy.interpreter import Proxy
-from debride.stakes import Stake
+from debride.stakes import TINY, Stake
 from debride.types import BoolArray, ChannelGroup, DoubleArray
 
 _ROWS = 128
-_TINY = 1e-7
 
 
 class ProxyGame:
@@ -71,7 +70,7 @@ class ProxyGame:
         span = self._stakes[m].span
         if span is None:
             return overlap
-        odds = torch.log(overlap + _TINY) - torch.log(1 - overlap + _TINY)
+        odds = torch.log(overlap + TINY) - torch.log(1 - overlap + TINY)
         return ((odds - span[0]) / (span[1] - span[0])).clip(0, 1)
 
     def _masks(self, mask: Tensor) -> dict[str, Tensor]:

@@ -149,12 +149,12 @@ def _rounds(report: Report) -> list[str]:
     if not report.rounds:
         return []
     lines = [
-        "Rounds (attack success of the found trigger; random: as many groups cut blindly)",
-        f"  {'':>2} {'class':<28} {'cut':>4} {'before':>8} {'random':>8} {'after':>8} {'clean':>8} {'evaluations':>12}",
+        "Rounds (pull to the target, from clean images to as delivered; random: as many groups cut blindly)",
+        f"  {'':>2} {'class':<28} {'cut':>4} {'before':>8} {'random':>8} {'after':>8} {'overlap':>8} {'evaluations':>12}",
     ]
     for i, r in enumerate(report.rounds, 1):
         label = shorten(class_label(r.target, report.spec.class_names), 28)
-        shares = " ".join(f"{percent(v):>8}" for v in (r.asr_before, r.asr_random, r.asr_after, r.utility))
+        shares = " ".join(f"{percent(v):>8}" for v in (r.attack_before, r.attack_random, r.attack_after, r.utility))
         lines.append(f"  {i:>2} {label:<28} {r.removed:>4} {shares} {r.evaluations:>12}")
         lines += _fill(r.reason, "     ") if r.reason else []
     return lines
