@@ -150,7 +150,7 @@ def _rounds(report: Report) -> list[str]:
         return []
     lines = [
         "Rounds (pull to the target, from clean images to as delivered; random: as many groups cut blindly)",
-        f"  {'':>2} {'class':<28} {'cut':>4} {'before':>8} {'random':>8} {'after':>8} {'overlap':>8} {'evaluations':>12}",
+        f"  {'':>2} {'class':<28} {'cut':>4} {'before':>8} {'random':>8} {'after':>8} {'match':>8} {'evaluations':>12}",
     ]
     for i, r in enumerate(report.rounds, 1):
         label = shorten(class_label(r.target, report.spec.class_names), 28)
