@@ -42,8 +42,8 @@ def stakes_of(loaded: Loaded, trigger: Trigger, seed: int) -> tuple[Stake, Stake
         for x in (clean, stamped.images)
     )
     attack = Stake(images=stamped.images, wanted=stamped.wanted, span=(low, max(high, low + 1.0)))
-    images = variations(loaded.fit, UTILITY_IMAGES, seed)
-    return attack, utility_stake(images, probabilities(loaded.predict(images)))
+    varied = variations(loaded.fit, UTILITY_IMAGES, seed)
+    return attack, utility_stake(varied, probabilities(loaded.predict(varied.images)))
 
 
 def fresh_game(loaded: Loaded, stakes: Sequence[Stake]) -> ChannelGame:

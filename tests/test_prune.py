@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from debride.prune import Cut, Limits, choose, coalitions, propose
+from debride.prune import Cut, Limits, choose, coalitions, idle, propose
 from debride.types import ShapleyValues
 
 NONE = np.zeros(0, np.int64)
@@ -38,7 +38,7 @@ def proposed(*args, **kwargs):
 
 def test_leaders_are_proposed_alone_and_together():
     found = proposed(values([(0.5, 0), (0.3, 0), (0.2, 0), (-0.1, 0)]), FREE, gone=NONE)
-    assert found == {(0,), (1,), (2,), (0, 1), (0, 1, 2)}
+    assert found == {(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)}
 
 
 def test_the_weight_decides_who_leads():
@@ -93,7 +93,7 @@ def test_a_cheap_cut_is_taken_before_a_strong_dear_one():
 
 
 def test_a_dear_cut_is_taken_when_nothing_cheaper_is_there():
-    # 0.4 - 5 * 0.1 < 0, but 0.4 - 2.5 * 0.1 > 0.
+    # 0.4 - 5 * 0.1 < 0, but 0.4 - 2 * 0.1 > 0.
     assert choose((cut(0),), np.array([[1.0, 1.0], [0.6, 0.9]]), FREE) == (cut(0), "")
 
 
@@ -112,5 +112,21 @@ def test_the_reason_says_why_nothing_is_cut():
     assert choose((), np.array([[1.0, 1.0]]), FREE) == (None, "no channel group has a positive share of the attack")
     chosen, reason = choose((cut(0),), np.array([[1.0, 1.0], [0.0, 0.5]]), FREE)
     assert chosen is None and "utility budget" in reason
-    chosen, reason = choose((cut(0),), np.array([[1.0, 1.0], [0.97, 0.95]]), FREE)
+    chosen, reason = choose((cut(0),), np.array([[1.0, 1.0], [0.98, 0.95]]), FREE)
     assert chosen is None and "more than it costs" in reason
+
+
+def test_no_lower_price_is_taken_than_the_limits_allow():
+    payoffs = np.array([[1.0, 1.0], [0.94, 0.95]])
+    assert choose((cut(0),), payoffs, FREE) == (cut(0), "")
+    assert choose((cut(0),), payoffs, Limits(utility=0.9, groups=5, price=2.0))[0] is None
+
+
+def test_a_group_that_does_nothing_returns_and_the_idlest_first():
+    # Groups a, b, c are gone; b's return costs nothing, a's little, c's brings the attack back.
+    assert idle(np.array([[0.1, 0.9], [0.102, 0.9], [0.1, 0.9], [0.7, 0.9]])) == 1
+    assert idle(np.array([[0.1, 0.9], [0.15, 0.9], [0.12, 0.9]])) is None
+
+
+def test_a_group_does_not_return_where_that_costs_utility():
+    assert idle(np.array([[0.1, 0.9], [0.1, 0.89]])) is None

@@ -122,7 +122,6 @@ def report(**changes):
                 weight=0.5,
                 evaluations=1240,
                 passes=20,
-                reason="converged",
             ),
         ),
         "recheck": detection((40.0, 44.0, 50.0, 60.0), ()),

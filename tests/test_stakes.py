@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from debride.stakes import STRENGTHS, Stake, attack_stake, log_odds, opaque, utility_stake, variations
-from debride.triggers import stamp
+from debride.stakes import STRENGTHS, Stake, attack_stake, log_odds, utility_stake, variations
+from debride.triggers import opaque, stamp
 from debride.types import Rate, Samples, Trigger
 
 
@@ -35,9 +35,20 @@ def test_the_payoff_is_one_minus_the_total_variation_distance():
     rng = np.random.default_rng(1)
     wanted, chances = (rng.dirichlet(np.ones(5), (3,)).astype(np.float32) for _ in range(2))
     distance = 0.5 * np.abs(wanted - chances).sum(axis=1)
-    found = utility_stake(blank(3), wanted).payoff(chances[None])
+    found = Stake(images=blank(3), wanted=wanted).payoff(chances[None])
     np.testing.assert_allclose(found, [1 - distance.mean()], atol=1e-6)
-    np.testing.assert_allclose(utility_stake(blank(3), wanted).payoff(wanted[None]), [1.0], atol=1e-6)
+    np.testing.assert_allclose(Stake(images=blank(3), wanted=wanted).payoff(wanted[None]), [1.0], atol=1e-6)
+
+
+def test_utility_counts_a_new_mistake_as_a_loss_and_a_mended_one_as_none():
+    images = Samples(images=blank(2), labels=np.array([0, 0]))
+    delivered = np.array([[1, 0, 0], [0, 1, 0]], np.float32)  # right, and wrong
+    stake = utility_stake(images, delivered)
+    as_delivered, mended, spoilt = (
+        stake.payoff(np.array([rows], np.float32))[0]
+        for rows in (delivered, [[1, 0, 0], [1, 0, 0]], [[0, 0, 1], [0, 1, 0]])
+    )
+    np.testing.assert_allclose([as_delivered, mended, spoilt], [0.75, 0.75, 0.25], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +105,8 @@ def test_the_seed_decides_the_attack():
 
 def test_variations_begin_with_the_images_themselves_and_stay_in_range():
     data = samples(n=5)
-    found = variations(data, 20, seed=0)
+    found, again = (variations(data, 20, seed=0).images for _ in range(2))
     assert found.shape == (20, 1, 4, 4) and found.min() >= 0 and found.max() <= 1
     assert {image.tobytes() for image in found[:5]} == {image.tobytes() for image in data.images}
-    np.testing.assert_array_equal(found, variations(data, 20, seed=0))
+    np.testing.assert_array_equal(found, again)
+    assert variations(data, 20, seed=0).labels.shape == (20,)

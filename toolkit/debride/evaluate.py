@@ -42,6 +42,12 @@ def evaluate(
     )
 
 
+def mistakes(predict: Predict, samples: Samples, target: int) -> float:
+    """Share of clean `samples` (labelled) of other classes that go to `target` all the same; 0 where there are none."""
+    rows = np.flatnonzero(samples.labels != target)
+    return float((classes_of(predict, samples.images[rows]) == target).mean()) if len(rows) else 0.0
+
+
 def _attack(predict: Predict, images: FloatArray, truth: IntArray, trigger: Trigger) -> TriggerEvaluation:
     others = truth != trigger.target
     if not others.any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -10,12 +11,13 @@ from debride.types import BoolArray, DoubleArray, IntArray, ShapleyValues
 
 WEIGHTS = (0.0, 1.0, 3.0, 10.0)
 """The lambdas tried in attack - lambda * utility."""
-_COUNTS = (1, 2, 3)
-_SINGLES = 12
+_TOGETHER = 3
+"""Up to so many leaders go at once; every subset of them is tried, since one may go along for nothing."""
+_SINGLES = 16
 """How many leaders under a weight are tried alone."""
-PRICES = (5.0, 2.5, 1.0)
+PRICES = (5.0, 2.0, 1.0, 0.5)
 """What a share of utility costs in shares of attack; a lower one is taken when nothing is worth a higher one."""
-_GROUP_PRICE = 0.002
+_GROUP_PRICE = 0.003
 """What one more group costs: of two equal cuts the smaller is taken."""
 
 
@@ -29,14 +31,15 @@ class Cut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The floor under the utility payoff, and how many more groups may go."""
+    """The floor under the utility payoff, how many more groups may go, and the lowest of `PRICES` that may be taken."""
 
     utility: float
     groups: int
+    price: float = PRICES[-1]
 
 
 def propose(values: ShapleyValues, limits: Limits, *, gone: IntArray) -> tuple[Cut, ...]:
-    """The leaders under each weight, one to three at a time, as cuts to be played exactly; each cut once.
+    """The leaders under each weight, up to three at a time, as cuts to be played exactly; each cut once.
 
     Only players whose values were decided on the game itself are proposed, by attack - weight * utility, and only
     where that is positive (step 4 of the method: prune by weight).
@@ -48,9 +51,9 @@ def propose(values: ShapleyValues, limits: Limits, *, gone: IntArray) -> tuple[C
         score = np.where(decided, values.values[:, 0] - weight * values.values[:, 1], -np.inf)
         order = np.argsort(-score, kind="stable")
         order = order[score[order] > 0]
-        for count in _COUNTS:
-            if count <= min(len(order), limits.groups):
-                cuts.setdefault(tuple(sorted(int(p) for p in order[:count])), weight)
+        for count in range(1, min(_TOGETHER, limits.groups) + 1):
+            for players in combinations(order[:_TOGETHER].tolist(), count):
+                cuts.setdefault(tuple(sorted(players)), weight)
         # Each of the leaders alone, too: the best single cut need not be the highest-valued player.
         for player in order[:_SINGLES] if limits.groups else ():
             cuts.setdefault((int(player),), weight)
@@ -79,8 +82,20 @@ def choose(cuts: tuple[Cut, ...], payoffs: DoubleArray, limits: Limits) -> tuple
         return None, "every further cut would cost more than the utility budget"
     loss = np.maximum(0.0, payoffs[0, 1] - utility)
     fixed = _GROUP_PRICE * np.array([len(cut.players) for cut in cuts])
-    for price in PRICES:
+    for price in (p for p in PRICES if p >= limits.price):
         gain = np.where(allowed, payoffs[0, 0] - attack - price * loss - fixed, -np.inf)
         if gain.max() > 0:
             return cuts[int(np.argmax(gain))], ""
     return None, "no further cut lowers the attack by more than it costs"
+
+
+def idle(payoffs: DoubleArray) -> int | None:
+    """Which of the groups that are gone may return, as its place among them, or None.
+
+    `payoffs` (1 + G, 2) are those with all G groups gone, then with each one back. The one whose return costs least
+    goes back where that is less than its going was worth by itself (`_GROUP_PRICE`): with others gone since, or chosen
+    by noise, it does nothing.
+    """
+    cost = payoffs[1:, 0] - payoffs[0, 0] + PRICES[0] * np.maximum(0.0, payoffs[0, 1] - payoffs[1:, 1])
+    place = int(np.argmin(cost))
+    return place if cost[place] <= _GROUP_PRICE else None

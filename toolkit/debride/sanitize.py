@@ -14,20 +14,19 @@ from typing import Literal
 import numpy as np
 
 from debride import __version__
-from debride.detect import detect
-from debride.evaluate import evaluate
+from debride.detect import detect, with_suspects
 from debride.graph.surgery import check_written, editable, write_bytes, write_model, zero
 from debride.graph.write import check_free
 from debride.inversion.invert import invert
 from debride.loading import Loaded, load
 from debride.proxy.backend import configure
 from debride.proxy.interpreter import Proxy
-from debride.rounds import State, clean_class, cleaned_predict, recheck
+from debride.rounds import State, answers, clean_all
 from debride.sessions import environment
 from debride.settings import Settings
 from debride.specfile import METADATA_KEY, to_json
-from debride.stakes import STRENGTHS, opaque
-from debride.types import Detection, Evaluation, FileFacts, Predict, Progress, Report, Trigger, Verdict, no_progress
+from debride.types import Detection, Evaluation, FileFacts, Progress, Report, Trigger, Verdict, no_progress
+from debride.verdict import compare, judged, shortfalls
 
 _EXAMPLES = 12
 
@@ -55,7 +54,7 @@ def scan(model: Path, images: Path, *, settings: Settings, progress: Progress = 
     clock = _Clock()
     loaded, detection, _ = _find(model, images, settings, progress, clock)
     verdict: Verdict = "backdoored" if detection.suspects else "inconclusive" if detection.inconclusive else "clean"
-    before = evaluate(loaded.predict, loaded.held_out, _worst_first(detection))
+    before = judged(loaded, loaded.predict, _worst_first(detection))
     return _report(
         "scan",
         loaded,
@@ -64,7 +63,7 @@ def scan(model: Path, images: Path, *, settings: Settings, progress: Progress = 
         clock,
         verdict=verdict,
         reason=_found(detection),
-        before=_kind(before, loaded),
+        before=before,
     )
 
 
@@ -90,23 +89,13 @@ def sanitize(
         return _unchanged(loaded, settings, detection, clock, output, force)
     state = State()
     deadline = None if settings.time_budget is None else started + settings.time_budget
-    checked = detection
     with clock.stage("pruning"):
-        # The smallest first: what it leaves of the others decides whether they are backdoors of their own.
-        for target in sorted(detection.suspects, key=lambda t: detection.findings[t].trigger.l1):
-            if state.gone:
-                checked, _ = recheck(loaded, settings, checked, target, state, target)
-                if not checked.findings[target].suspect:
-                    continue
-            state.triggers[target] = list(found[target])
-            checked = clean_class(loaded, settings, checked, target, state, deadline=deadline, progress=progress)
+        checked = clean_all(loaded, settings, detection, found, state, deadline=deadline, progress=progress)
     with clock.stage("verification"):
-        checked = _recheck_all(loaded, settings, checked, detection.suspects, state)
-        triggers = _tried(state)
-        after_predict, _ = cleaned_predict(loaded, state)
-        before = _kind(evaluate(loaded.predict, loaded.held_out, triggers), loaded)
-        after = _kind(evaluate(after_predict, loaded.held_out, triggers), loaded)
-        shortfalls = _shortfalls(loaded, settings, before, after, checked, detection.suspects)
+        progress("verification", 0, 1)
+        before, after = compare(loaded, answers(loaded, state), state.triggers)
+        missed = shortfalls(loaded, settings, before, after, checked)
+        progress("verification", 1, 1)
     with clock.stage("writing"):
         facts = _write(loaded, state, output, force)
     return replace(
@@ -114,10 +103,10 @@ def sanitize(
             "sanitize",
             loaded,
             settings,
-            detection,
+            with_suspects(detection, state.triggers),
             clock,
-            verdict="not sanitized" if shortfalls else "sanitized",
-            reason="; ".join(shortfalls) or "the trigger no longer works and no new one stands out",
+            verdict="not sanitized" if missed else "sanitized",
+            reason="; ".join(missed) or "the trigger no longer works and no new one stands out",
             before=before,
         ),
         output=facts,
@@ -134,7 +123,9 @@ def _find(
     """Load, invert all classes and detect; more triggers for each suspect, best first."""
     configure(settings.threads)
     with clock.stage("loading"):
+        progress("loading", 0, 1)
         loaded = load(model, images, settings)
+        progress("loading", 1, 1, f"{len(loaded.groups)} channel groups")
     options = settings.inversion
     with clock.stage("inversion"):
         proxy = Proxy(loaded.model.graph, loaded.spec, precision="bfloat16")
@@ -179,7 +170,7 @@ def _unchanged(
                 place.parent.mkdir(parents=True, exist_ok=True)
                 write_bytes(part.read_bytes(), place, force=force)
         facts = FileFacts(name=output.name, sha256=loaded.model.sha256, size=loaded.model.size)
-    evaluation = _kind(evaluate(loaded.predict, loaded.held_out, _worst_first(detection)), loaded)
+    evaluation = judged(loaded, loaded.predict, _worst_first(detection))
     report = _report(
         "sanitize",
         loaded,
@@ -191,65 +182,6 @@ def _unchanged(
         before=evaluation,
     )
     return replace(report, output=facts, after=evaluation if facts else None)
-
-
-def _recheck_all(
-    loaded: Loaded, settings: Settings, checked: Detection, suspects: tuple[int, ...], state: State
-) -> Detection:
-    """With several suspects, cuts for one may have changed the others: each is inverted on the final model."""
-    if len(suspects) < 2:
-        return checked
-    for target in suspects:
-        checked, _ = recheck(loaded, settings, checked, target, state, 99)
-    return checked
-
-
-def _tried(state: State) -> tuple[Trigger, ...]:
-    """Every trigger that joined, as found and as opaque as it goes."""
-    return tuple(
-        opaque(trigger, strength)
-        for triggers in state.triggers.values()
-        for trigger in triggers
-        for strength in (STRENGTHS[0], STRENGTHS[-1])
-    )
-
-
-def _shortfalls(
-    loaded: Loaded,
-    settings: Settings,
-    before: Evaluation,
-    after: Evaluation,
-    checked: Detection,
-    suspects: tuple[int, ...],
-) -> list[str]:
-    """What of the goal was missed, in words; empty where the model is clean now."""
-    missed = []
-    # Some images go to the target without any trigger: these are mistakes, not the attack.
-    natural = {t: _natural(loaded.predict, loaded, t) for t in suspects}
-    over = [t for t in after.triggers if t.asr.n and t.asr.value > settings.target_asr + natural[t.target]]
-    if over:
-        worst = max(over, key=lambda t: t.asr.value)
-        missed.append(f"a trigger still sends {worst.asr.value:.1%} of held-out images to class {worst.target}")
-    if any(checked.findings[t].suspect for t in suspects):
-        missed.append("a newly inverted trigger still stands out")
-    lost = before.clean.value - after.clean.value
-    # One image of few is no evidence of a loss beyond the budget.
-    if lost > settings.utility_budget + 1 / max(1, before.clean.n):
-        missed.append(f"{before.kind} fell by {lost:.1%}")
-    return missed
-
-
-def _natural(predict: Predict, loaded: Loaded, target: int) -> float:
-    labels = loaded.held_out.labels
-    assert labels is not None  # `load` labels unlabelled images
-    others = loaded.held_out.images[labels != target]
-    return float((predict(others).argmax(1) == target).mean()) if len(others) else 0.0
-
-
-def _kind(evaluation: Evaluation, loaded: Loaded) -> Evaluation:
-    """Without given labels the truth was the delivered model's answer: agreement, not accuracy."""
-    kind: Literal["accuracy", "agreement"] = "accuracy" if loaded.labelled else "agreement"
-    return replace(evaluation, kind=kind)
 
 
 def _write(loaded: Loaded, state: State, output: Path, force: bool) -> FileFacts:

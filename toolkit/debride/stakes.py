@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from debride.triggers import stamp
+from debride.jitter import jitter
+from debride.triggers import opaque, stamp
 from debride.types import DoubleArray, FloatArray, Samples, Trigger, frozen_array
 
 STRENGTHS = (1.0, 2.0, 5.0)
@@ -56,12 +57,6 @@ def log_odds(chances: DoubleArray) -> DoubleArray:
     return np.asarray(np.log(chances + TINY) - np.log(1 - chances + TINY))
 
 
-def opaque(trigger: Trigger, strength: float) -> Trigger:
-    """`trigger` with its mask made `strength` times opaquer, at most opaque."""
-    mask = np.minimum(trigger.mask * np.float32(strength), np.float32(1))
-    return replace(trigger, mask=mask, l1=float(mask.sum(dtype=np.float64)))
-
-
 def attack_stake(
     samples: Samples,
     triggers: Sequence[Trigger],
@@ -85,22 +80,30 @@ def attack_stake(
     return Stake(images=np.concatenate(images), wanted=np.eye(n_classes, dtype=np.float32)[targets], span=span)
 
 
-def variations(samples: Samples, size: int, seed: int) -> FloatArray:
-    """`size` images (N, C, H, W): those of `samples`, then shifted, brightened and mixed ones of them.
+def variations(samples: Samples, size: int, seed: int) -> Samples:
+    """`size` images with their labels: those of `samples`, then shifted, brightened and mixed ones of them.
 
-    What a cut spoils shows on images between the few at hand sooner than on these few themselves.
+    What a cut spoils shows on images between the few at hand sooner than on these few themselves. A mixed image keeps
+    the label of what it shows most of. `samples` must carry labels.
     """
+    assert samples.labels is not None  # the caller labels unlabelled images by the delivered model
     rng = np.random.default_rng(seed)
     rows = np.resize(rng.permutation(len(samples)), size)
     images = np.array(samples.images[rows])
-    reach = max(1, round(min(images.shape[2:]) / 16))
-    for i in range(min(len(samples), size), size):
-        moved = np.roll(images[i], rng.integers(-reach, reach + 1, 2), (1, 2)) * rng.uniform(0.9, 1.1)
-        share = rng.uniform(0.0, 0.5)
-        images[i] = np.clip((1 - share) * moved + share * samples.images[rng.integers(len(samples))], 0, 1)
-    return images
+    later = slice(min(len(samples), size), size)
+    moved = jitter(images[later], rng)
+    share = rng.uniform(0.0, 0.5, (len(moved), 1, 1, 1)).astype(np.float32)
+    images[later] = (1 - share) * moved + share * samples.images[rng.integers(len(samples), size=len(moved))]
+    return Samples(images=images, labels=samples.labels[rows])
 
 
-def utility_stake(images: FloatArray, probabilities: FloatArray) -> Stake:
-    """Clean images and the delivered model's own probabilities (N, K) on them."""
-    return Stake(images=images, wanted=probabilities)
+def utility_stake(samples: Samples, probabilities: FloatArray) -> Stake:
+    """Clean images, wanted half in their own classes and half as delivered (`probabilities` (N, K)).
+
+    The delivered half alone counts a mended mistake as a loss; the label's alone is blind to what its own few images do
+    not show. Over 37 cuts in a backdoored WideResNet-16-1 the Spearman correlation with the accuracy lost on 4,000
+    unseen images was 0.56 and 0.42 for these (0.57 and 0.22 with another 70 images), and 0.76 (0.69) for the mixture.
+    """
+    assert samples.labels is not None  # as in `variations`
+    truth = np.eye(probabilities.shape[1], dtype=np.float32)[samples.labels]
+    return Stake(images=samples.images, wanted=(truth + probabilities) * np.float32(0.5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ def stamp(images: FloatArray, trigger: Trigger) -> FloatArray:
         )
     stamped = images * (1 - trigger.mask) + trigger.mask * trigger.pattern
     return stamped.astype(np.float32, copy=False)
+
+
+def opaque(trigger: Trigger, strength: float) -> Trigger:
+    """`trigger` with its mask made `strength` times opaquer, at most opaque."""
+    mask = np.minimum(trigger.mask * np.float32(strength), np.float32(1))
+    return replace(trigger, mask=mask, l1=float(mask.sum(dtype=np.float64)))
 
 
 def save_trigger(path: Path, trigger: Trigger) -> None:

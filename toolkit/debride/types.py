@@ -306,7 +306,8 @@ class Round:
     """One turn of the loop: which class, how many groups went, and the payoffs on the images that were fitted to.
 
     `attack_*` is the attack payoff before, after random and after the chosen cuts: no success rate, but the target's
-    log-odds from 0 (as clean images) to 1 (as delivered). `utility` is the overlap with the delivered probabilities.
+    log-odds from 0 (as clean images) to 1 (as delivered). `utility` is the overlap with labels and
+    delivered probabilities, in equal parts, on varied clean images.
     """
 
     target: int
@@ -319,7 +320,6 @@ class Round:
     weight: float
     evaluations: int
     passes: int
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

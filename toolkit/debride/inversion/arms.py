@@ -9,9 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_THIN = 3.0
+"""Masks begin mostly transparent: those that begin at a half need many steps to shrink."""
 _PATIENCE = 5
 _FACTOR = 1.5
-_MEMORY = 0.8
+_MEMORY = 0.9
 """Share of the running success rate kept at each step."""
 
 
@@ -22,7 +24,7 @@ class Arms:
         depth, height, width = shape
         n = len(targets)
         self.targets = targets
-        self.mask_logits = torch.randn(n, 1, height, width, generator=generator).requires_grad_()
+        self.mask_logits = (torch.randn(n, 1, height, width, generator=generator) - _THIN).requires_grad_()
         self.pattern_logits = torch.randn(n, depth, height, width, generator=generator).requires_grad_()
         self.weight = torch.full((n,), 1e-3)
         self.success = torch.full((n,), float("nan"))

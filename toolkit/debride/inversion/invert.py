@@ -16,10 +16,26 @@ from torch.nn import functional
 
 from debride.inversion.arms import Arms
 from debride.inversion.options import InversionOptions
+from debride.jitter import jitter
 from debride.proxy.interpreter import Proxy
-from debride.triggers import stamp
+from debride.triggers import opaque, stamp
 from debride.types import FloatArray, IntArray, Predict, Progress, Rate, Samples, Trigger, no_progress
 
+_STILL = 0.25
+"""Share of the images that are not moved while a trigger is fitted.
+
+A planted trigger does not care where the image lies; what merely exploits the few images at hand then needs a larger
+mask. On a backdoored WideResNet-16-1 and 70 images this moved the target's anomaly index from 4.5 to 10. Each image
+moves on its own: a mask that suits one lucky shift must not win.
+"""
+_STRENGTHS = (1.0, 1.25, 1.5, 2.0, 3.0, 5.0)
+"""How much opaquer a trigger is made until it works on images that it was not fitted to.
+
+Fitted to seven images, the planted trigger reached 59 to 71 % of others, and 98 to 100 % at twice the opacity; those of
+untargeted classes still missed at five times. The norm that counts is that of the trigger that works.
+"""
+_TRIED = 64
+"""At least so many held-out images, moved ones included, decide on the strength."""
 _CHUNK_VALUES = 256 * 3 * 32 * 32
 """Pixels in one forward and backward pass: bounds the memory that activations take, whatever the number of arms."""
 
@@ -42,18 +58,19 @@ def invert(
     own images are never stamped to reach it. Success is measured by `predict` on held-out images.
     """
     generator = torch.Generator().manual_seed(seed)
-    images = torch.from_numpy(np.array(fit.images))
+    rng = np.random.default_rng(seed)
     pools = {c: _others(fit, c) for c in classes}
     targets = torch.tensor([c for c in classes for _ in range(options.restarts)])
-    shape = (images.shape[1], images.shape[2], images.shape[3])
+    shape = (fit.images.shape[1], fit.images.shape[2], fit.images.shape[3])
     arms = Arms(targets, shape, generator, options.rate)
     dropped: list[tuple[int, float, Tensor, Tensor]] = []
     drops = {round(share * options.steps) for share in options.drops}
     for step in range(options.steps):
         if step in drops:
             dropped += _drop(arms, options)
-        rows = torch.stack([_draw(pools[int(c)], options.images, generator) for c in arms.targets])
-        arms.learn(_gradients(proxy, arms, _jittered(images, generator), rows), options.success)
+        rows = np.stack([rng.choice(pools[int(c)], options.images) for c in arms.targets])
+        clean = jitter(fit.images[rows.flatten()], rng, still=_STILL).reshape(*rows.shape, *shape)
+        arms.learn(_gradients(proxy, arms, torch.from_numpy(clean)), options.success)
         progress(stage, step + 1, options.steps, f"{len(arms)} triggers")
     finished = dropped + _finished(arms)
     found: dict[int, list[Trigger]] = {}
@@ -63,42 +80,26 @@ def invert(
     return {c: tuple(sorted(found[c], key=lambda t: _preference(t, options.transfer))) for c in classes}
 
 
-def _others(samples: Samples, target: int) -> Tensor:
+def _others(samples: Samples, target: int) -> IntArray:
     """Rows of images of other classes; all rows where there are none."""
     assert samples.labels is not None  # the caller labels unlabelled images by the delivered model
     rows = np.flatnonzero(samples.labels != target)
-    return torch.from_numpy(rows if len(rows) else np.arange(len(samples)))
+    return rows if len(rows) else np.arange(len(samples))
 
 
-def _draw(pool: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    return pool[torch.randint(len(pool), (n,), generator=generator)]
-
-
-def _jittered(images: Tensor, generator: torch.Generator) -> Tensor:
-    """The images, shifted together by up to a sixteenth of their size and up to a tenth brighter or darker.
-
-    A planted trigger does not care; what merely exploits the few images at hand then needs a larger mask. On a
-    backdoored WideResNet-16-1 and 70 images this moved the target's anomaly index from 4.5 to 10.
-    """
-    reach = max(1, round(min(images.shape[2:]) / 16))
-    shift = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
-    light = 0.9 + 0.2 * torch.rand(1, generator=generator)
-    return (torch.roll(images, shift, (2, 3)) * light).clamp(0, 1)
-
-
-def _gradients(proxy: Proxy, arms: Arms, images: Tensor, rows: Tensor) -> Tensor:
-    """Set the gradients of all arms; the success rate of each on its images, (A,)."""
-    per_arm = rows.shape[1] * images[0].numel()
+def _gradients(proxy: Proxy, arms: Arms, images: Tensor) -> Tensor:
+    """Set the gradients of all arms; the success rate of each on its images (A, N, C, H, W), (A,)."""
+    per_arm = images[0].numel()
     size = max(1, _CHUNK_VALUES // per_arm)
     success = torch.empty(len(arms))
     mask_gradients, pattern_gradients = [], []
     for first in range(0, len(arms), size):
         part = slice(first, first + size)
         masks, patterns = arms.trigger(part)
-        clean = images[rows[part]]
+        clean = images[part]
         stamped = clean * (1 - masks[:, None]) + (masks * patterns)[:, None]
         logits = proxy(stamped.flatten(0, 1)).float()
-        targets = arms.targets[part].repeat_interleave(rows.shape[1])
+        targets = arms.targets[part].repeat_interleave(images.shape[1])
         losses = functional.cross_entropy(logits, targets, reduction="none").view(len(masks), -1).mean(1)
         loss = (losses + arms.weight[part] * masks.sum((1, 2, 3))).sum()
         # Only this chunk's rows of the gradients are non-zero; they add up to all arms'.
@@ -156,7 +157,21 @@ def _measured(
         steps=options.steps,
         seed=seed,
     )
-    return with_success(predict, held_out, trigger)
+    return with_success(predict, held_out, _strengthened(predict, held_out, trigger, options.works))
+
+
+def _strengthened(predict: Predict, held_out: Samples, trigger: Trigger, works: float) -> Trigger:
+    """`trigger`, as much opaquer as it must be to work on held-out images and on these a little moved."""
+    rows = _others(held_out, trigger.target)
+    images = held_out.images[rows]
+    short = max(0, _TRIED - len(rows))
+    rng = np.random.default_rng(trigger.seed)
+    images = np.concatenate([images, jitter(images[np.arange(short) % len(rows)], rng)])
+    for strength in _STRENGTHS:
+        stronger = opaque(trigger, strength)
+        if (predict(stamp(images, stronger)).argmax(1) == trigger.target).mean() >= works:
+            break
+    return stronger
 
 
 def with_success(predict: Predict, samples: Samples, trigger: Trigger) -> Trigger:

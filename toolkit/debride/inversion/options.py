@@ -9,15 +9,17 @@ from dataclasses import dataclass
 class InversionOptions:
     """`restarts` per class, `steps` of Adam at `rate`, `images` per arm and step.
 
-    `success` is the rate that a trigger must keep while its mask shrinks, `transfer` the rate demanded of it on
-    images that it was not fitted to. `drops` are the shares of the steps after which losing arms are dropped.
+    `success` is the rate that a trigger must keep while its mask shrinks. On images that it was not fitted to it is
+    then made opaquer until it reaches `works`, and its class is suspected only where it reaches `transfer`. `drops`
+    are the shares of the steps after which losing arms are dropped.
     """
 
     restarts: int = 2
-    steps: int = 200
-    images: int = 8
+    steps: int = 500
+    images: int = 4
     rate: float = 0.2
     success: float = 0.99
     transfer: float = 0.8
-    drops: tuple[float, ...] = (0.5,)
+    works: float = 0.9
+    drops: tuple[float, ...] = (0.3,)
     max_classes: int = 64

@@ -156,7 +156,6 @@ def _rounds(report: Report) -> list[str]:
         label = shorten(class_label(r.target, report.spec.class_names), 28)
         shares = " ".join(f"{percent(v):>8}" for v in (r.attack_before, r.attack_random, r.attack_after, r.utility))
         lines.append(f"  {i:>2} {label:<28} {r.removed:>4} {shares} {r.evaluations:>12}")
-        lines += _fill(r.reason, "     ") if r.reason else []
     return lines
 
 

@@ -1,0 +1,52 @@
+"""Delivered and cleaned model side by side on held-out images, and what of the goal was missed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from debride.evaluate import evaluate, mistakes
+from debride.loading import Loaded
+from debride.settings import Settings
+from debride.stakes import STRENGTHS
+from debride.triggers import opaque
+from debride.types import Detection, Evaluation, Predict, Rate, Trigger
+
+
+def judged(loaded: Loaded, predict: Predict, triggers: Sequence[Trigger]) -> Evaluation:
+    """`predict` on the held-out images, clean and with each trigger.
+
+    Without given labels the truth is the delivered model's answer: agreement, not accuracy.
+    """
+    kind: Literal["accuracy", "agreement"] = "accuracy" if loaded.labelled else "agreement"
+    return replace(evaluate(predict, loaded.held_out, tuple(triggers)), kind=kind)
+
+
+def compare(
+    loaded: Loaded, cleaned: Predict, triggers: Mapping[int, Sequence[Trigger]]
+) -> tuple[Evaluation, Evaluation]:
+    """The delivered and the cleaned model, with every trigger that joined: as found and as opaque as it goes."""
+    tried = [opaque(t, s) for joined in triggers.values() for t in joined for s in (STRENGTHS[0], STRENGTHS[-1])]
+    return judged(loaded, loaded.predict, tried), judged(loaded, cleaned, tried)
+
+
+def shortfalls(
+    loaded: Loaded, settings: Settings, before: Evaluation, after: Evaluation, checked: Detection
+) -> list[str]:
+    """What of the goal was missed, in words; empty where the model is clean now."""
+    missed = []
+    # Some images go to the target without any trigger: these are mistakes, not the attack.
+    natural = {t.target: mistakes(loaded.predict, loaded.held_out, t.target) for t in after.triggers}
+    over = [t for t in after.triggers if t.asr.n and t.asr.value > settings.target_asr + natural[t.target]]
+    if over:
+        worst = max(over, key=lambda t: t.asr.value)
+        missed.append(f"a trigger still sends {worst.asr.value:.1%} of held-out images to class {worst.target}")
+    if checked.suspects:
+        classes = ", ".join(map(str, checked.suspects))
+        missed.append(f"a newly inverted trigger still stands out (class {classes})")
+    lost = Rate(max(0, before.clean.hits - after.clean.hits), before.clean.n)
+    # An image or two of few are no evidence of a loss beyond the budget.
+    if lost.interval()[0] > settings.utility_budget:
+        missed.append(f"{before.kind} fell by {lost.value:.1%}")
+    return missed
