@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from debride.detect import anomaly_indices, calibrated_threshold, detect
+from debride.detect import anomaly_indices, calibrated_threshold, detect, with_suspects
 from debride.types import Rate, Trigger
 
 AREA = 32 * 32
@@ -105,3 +105,20 @@ def test_tiny_triggers_for_half_of_the_classes_are_inconclusive():
 def test_triggers_that_never_work_are_inconclusive():
     detection = detect(triggers(CLEAN, [50] + [10] * 9))
     assert detection.suspects == () and "only 1 of 10" in detection.inconclusive
+
+
+def test_classes_that_stood_out_later_join_the_suspects():
+    detection = detect(triggers([*CLEAN[:3], 4.0, *CLEAN[4:]]))
+    joined = with_suspects(detection, [3, 8])
+    assert joined.suspects == (3, 8)
+    assert "once others were cleaned" in joined.findings[8].reason
+    assert joined.findings[3] == detection.findings[3]
+
+
+def test_a_fifth_of_the_median_is_enough_at_an_index_of_three():
+    wide = np.exp(np.log(60) + 0.7 * np.array([-0.9, -0.6, -0.45, -0.3, 0.0, 0.3, 0.45, 0.6, 0.9]))
+    small = detect(triggers([*wide, 8.0]))
+    assert 3.0 < small.findings[9].anomaly < small.threshold
+    assert small.suspects == (9,)
+    larger = detect(triggers([*wide, 14.0]))
+    assert larger.suspects == ()

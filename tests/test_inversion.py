@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from debride.graph.read import read_model
-from debride.inversion.invert import invert
+from debride.inversion.invert import invert, strengthened
 from debride.inversion.options import InversionOptions
 from debride.proxy.interpreter import Proxy
 from debride.sessions import Runtime, Session, predictor
-from debride.types import InputSpec, Samples
+from debride.types import InputSpec, Rate, Samples, Trigger
 from graph_models import Builder
 
 SIZE, TARGET, CORNER = 16, 2, (15, 15)
@@ -41,18 +41,22 @@ def bright_quadrants(n, seed):
     return Samples(images=images, labels=labels)
 
 
+def linear(path, matrix):
+    """Proxy and predictor of a net of one layer."""
+    b = Builder(13)
+    b.op("Gemm", b.op("Flatten", "x"), b.const(matrix), b.const(np.zeros(4, np.float32)))
+    path.write_bytes(b.model(["n", 1, SIZE, SIZE], "scores", ["n", 4]).SerializeToString())
+    model = read_model(path)
+    return Proxy(model.graph, SPEC), predictor(Session(model.proto.SerializeToString(), Runtime(threads=1)), SPEC)
+
+
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
     """Proxy, predictor, images to fit to and held-out images."""
-    b = Builder(13)
-    b.op("Gemm", b.op("Flatten", "x"), b.const(weights()), b.const(np.zeros(4, np.float32)))
-    path = tmp_path_factory.mktemp("inversion") / "net.onnx"
-    path.write_bytes(b.model(["n", 1, SIZE, SIZE], "scores", ["n", 4]).SerializeToString())
-    model = read_model(path)
-    predict = predictor(Session(model.proto.SerializeToString(), Runtime(threads=1)), SPEC)
+    proxy, predict = linear(tmp_path_factory.mktemp("inversion") / "net.onnx", weights())
     fit, held_out = bright_quadrants(5, 0), bright_quadrants(10, 1)
     assert (predict(held_out.images).argmax(1) == held_out.labels).all()
-    return Proxy(model.graph, SPEC), predict, fit, held_out
+    return proxy, predict, fit, held_out
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +114,55 @@ def test_progress_is_told_to_the_end(setting):
         *setting, [1], options=short, seed=0, progress=lambda stage, done, total, note="": told.append((done, total))
     )
     assert told[-1] == (5, 5)
+
+
+def points(n):
+    """`n` images per class: one bright pixel where the class looks, and nothing there once the image has moved."""
+    images, labels = np.zeros((4 * n, 1, SIZE, SIZE), np.float32), np.arange(4 * n) % 4
+    for image, label in zip(images, labels, strict=True):
+        image[(0, *QUADRANTS[label])] = 0.9
+    return Samples(images=images, labels=labels)
+
+
+def test_a_mask_that_suits_only_moved_images_does_not_win(tmp_path):
+    planes = np.zeros((4, SIZE, SIZE), np.float32)
+    for plane, place in zip(planes, QUADRANTS, strict=True):
+        plane[place] = 10
+    planes[(TARGET, *CORNER)] = 30
+    proxy, predict = linear(tmp_path / "net.onnx", planes.reshape(4, -1).T.copy())
+    plain = InversionOptions(restarts=2, steps=150, works=0.0)  # as fitted: nothing makes up for a mask too thin
+    found = invert(proxy, predict, points(5), points(10), range(4), options=plain, seed=0)
+    # Moved images show nothing: any speck would do. Those that stay in place need a ninth of full light more.
+    for triggers in found.values():
+        assert triggers[0].success.value >= OPTIONS.transfer
+    assert found[TARGET][0].mask[(0, *CORNER)] > 0.2
+
+
+def faint(opacity):
+    mask = np.zeros((1, SIZE, SIZE), np.float32)
+    mask[(0, *CORNER)] = opacity
+    pattern = np.ones((1, SIZE, SIZE), np.float32)
+    return Trigger(
+        target=TARGET, mask=mask, pattern=pattern, l1=opacity, success=Rate(0, 0), restarts=1, steps=1, seed=0
+    )
+
+
+def corner(threshold):
+    """A predictor that sees the target where the corner is at least so bright, and class 0 elsewhere."""
+
+    def predict(images):
+        hit = images[(slice(None), 0, *CORNER)] >= threshold
+        return np.stack([~hit, hit, hit, hit], 1).astype(np.float32) * [1, 0, 2, 0]
+
+    return predict
+
+
+@pytest.mark.parametrize(("threshold", "opacity"), [(0.1, 0.2), (0.24, 0.25), (0.39, 0.4), (0.9, 1.0)])
+def test_a_trigger_is_made_as_opaque_as_it_must_be_to_work(threshold, opacity):
+    found = strengthened(corner(threshold), bright_quadrants(5, 0), faint(0.2), works=0.9)
+    assert found.mask.max() == pytest.approx(opacity)
+    assert found.l1 == pytest.approx(opacity)
+
+
+def test_a_trigger_that_never_works_is_left_at_its_strongest():
+    assert strengthened(corner(2.0), bright_quadrants(5, 0), faint(0.1), works=0.9).l1 == pytest.approx(0.5)

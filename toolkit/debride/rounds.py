@@ -122,11 +122,11 @@ def clean_class(
     utility = utility_stake(varied, delivered)
     floor = float(utility.payoff(delivered[None])[0]) - _MARGIN * settings.utility_budget
     span = _span(loaded, target, found)
-    checked = detection
+    checked, others = detection, len(state.gone)
     for number in range(_MOST_ROUNDS):
         progress(stage, number, _MOST_ROUNDS, f"{len(state.gone)} groups cut")
         attack = attack_stake(loaded.fit, found[-_TRIGGERS:], loaded.n_classes, _ATTACK_IMAGES, number, span)
-        _give_back(loaded, state, (attack, utility))
+        _give_back(loaded, state, (attack, utility), others)
         reason = _round(loaded, settings, target, state, (attack, utility), floor, number)
         if not reason and state.rounds[-1].attack_before - state.rounds[-1].attack_after < _CONVERGED:
             reason = "the attack has converged"
@@ -156,18 +156,21 @@ def _span(loaded: Loaded, target: int, triggers: Sequence[Trigger]) -> tuple[flo
     return low, max(high, low + 1.0)
 
 
-def _give_back(loaded: Loaded, state: State, stakes: tuple[Stake, Stake]) -> None:
-    """Put one group back that is no longer worth its absence; it is not cut again."""
-    if len(state.gone) < 2:
+def _give_back(loaded: Loaded, state: State, stakes: tuple[Stake, Stake], others: int) -> None:
+    """Put one group back that is no longer worth its absence; it is not cut again.
+
+    The first `others` went for classes that these stakes do not play for, and stay out.
+    """
+    ours = state.gone[others:]
+    if len(ours) < 2:
         return
-    players = len(loaded.groups)
-    rows = np.ones((1 + len(state.gone), players), np.bool_)
-    rows[:, state.gone] = False
-    rows[np.arange(1, len(rows)), state.gone] = True
-    place = idle(_game(loaded, (), stakes)(rows))
+    rows = np.ones((1 + len(ours), len(loaded.groups)), np.bool_)
+    rows[:, ours] = False
+    rows[np.arange(1, len(rows)), ours] = True
+    place = idle(_game(loaded, state.gone[:others], stakes)(rows))
     if place is not None:
-        state.kept.add(state.gone.pop(place))
-        state.pruned.pop(place)
+        state.kept.add(state.gone.pop(others + place))
+        state.pruned.pop(others + place)
 
 
 def _game(loaded: Loaded, gone: Sequence[int], stakes: tuple[Stake, Stake]) -> ChannelGame:

@@ -157,11 +157,14 @@ def _measured(
         steps=options.steps,
         seed=seed,
     )
-    return with_success(predict, held_out, _strengthened(predict, held_out, trigger, options.works))
+    return with_success(predict, held_out, strengthened(predict, held_out, trigger, works=options.works))
 
 
-def _strengthened(predict: Predict, held_out: Samples, trigger: Trigger, works: float) -> Trigger:
-    """`trigger`, as much opaquer as it must be to work on held-out images and on these a little moved."""
+def strengthened(predict: Predict, held_out: Samples, trigger: Trigger, *, works: float) -> Trigger:
+    """`trigger`, as much opaquer as it must be to work on a share `works` of held-out images, some a little moved.
+
+    Where no strength is enough it is the strongest: its norm is then a lower bound.
+    """
     rows = _others(held_out, trigger.target)
     images = held_out.images[rows]
     short = max(0, _TRIED - len(rows))
