@@ -1,4 +1,4 @@
-"""Valuing a model's channel groups: screened and then played, beside permutations of everybody played exactly.
+"""Valuing a model's channel groups: screened and then played, beside everybody's marginals played exactly.
 
 Run `python benchmarks/bench_valuation.py`. The trigger is the one that `debride scan` inverts for the first suspect;
 nothing of the manifest but names and files is read. Both estimators are timed in this one run: compare the ratio.
@@ -24,12 +24,13 @@ from debride.proxy.screen import ProxyGame
 from debride.sanitize import scan
 from debride.sessions import probabilities
 from debride.settings import Settings
-from debride.shapley import Budget, hybrid, permutation
+from debride.shapley import Budget, hybrid
 from debride.stakes import Stake, attack_stake, log_odds, utility_stake, variations
-from debride.types import ShapleyValues, Trigger
+from debride.types import BoolArray, DoubleArray, Game, ShapleyValues, Trigger
 
 ROOT = Path(__file__).resolve().parents[1]
-TOP, SHORTLIST, ATTACK_IMAGES, UTILITY_IMAGES = 5, 12, 120, 256
+TOP, ATTACK_IMAGES, UTILITY_IMAGES = 5, 120, 256
+SHORTLIST, PASSES, PRESENT, WEIGHT = 16, 40, 0.95, 0.5
 
 
 def stakes_of(loaded: Loaded, trigger: Trigger, seed: int) -> tuple[Stake, Stake]:
@@ -68,13 +69,40 @@ def screened_and_played(loaded: Loaded, stakes: Sequence[Stake], evaluations: in
         seed=seed,
         shortlist=min(SHORTLIST, len(loaded.groups)),
         top=min(3, len(loaded.groups)),
-        weight=1.0,
+        weight=WEIGHT,
+        passes=PASSES,
+        low=PRESENT,
     )
 
 
-def leaders(found: ShapleyValues) -> list[int]:
-    """The players of the highest attack - utility among those that were played."""
-    score = np.where(found.counts > 0, found.values[:, 0] - found.values[:, 1], -np.inf)
+def marginals(game: Game, evaluations: int, seed: int) -> tuple[DoubleArray, int]:
+    """Everybody's mean marginal (P, 2), played exactly, and the evaluations spent.
+
+    The first coalition is the whole network; in the others each player is present with a chance drawn from PRESENT
+    to 1. It is what the screening estimates by gradients, and hybrid then decides by playing.
+    """
+    rng = np.random.default_rng(seed)
+    players = game.n_players
+    rounds = max(1, evaluations // (players + 1))
+    total = np.zeros((players, 2))
+    for number in range(rounds):
+        present = rng.random(players) < rng.uniform(PRESENT, 1.0) if number else np.ones(players, np.bool_)
+        total += flips(game, present)
+    return total / rounds, rounds * (players + 1)
+
+
+def flips(game: Game, present: BoolArray) -> DoubleArray:
+    """The marginal (P, 2) of each player, added to or taken from the coalition `present`."""
+    rows = np.tile(present, (len(present) + 1, 1))
+    places = np.arange(len(present))
+    rows[places, places] ^= True
+    payoffs = game(rows)
+    return np.where(present[:, None], payoffs[-1] - payoffs[:-1], payoffs[:-1] - payoffs[-1])
+
+
+def leaders(values: DoubleArray, played: BoolArray) -> list[int]:
+    """The players of the highest attack - WEIGHT * utility among those that were played."""
+    score = np.where(played, values[:, 0] - WEIGHT * values[:, 1], -np.inf)
     return [int(p) for p in np.argsort(-score, kind="stable")[:TOP]]
 
 
@@ -84,14 +112,17 @@ def compare(loaded: Loaded, trigger: Trigger, options: argparse.Namespace) -> No
     started = perf_counter()
     few = screened_and_played(loaded, stakes, options.few, options.seed)
     middle = perf_counter()
-    many = permutation(fresh_game(loaded, stakes), budget=Budget(evaluations=options.evaluations), seed=options.seed)
+    exact, spent = marginals(fresh_game(loaded, stakes), options.evaluations, options.seed)
     seconds = (middle - started, perf_counter() - middle)
+    found, wanted = leaders(few.values, few.counts > 0), leaders(exact, np.ones(len(exact), np.bool_))
     print(f"{len(loaded.groups)} players, trigger of class {trigger.target} ({trigger.l1:.1f} pixels)\n")
     print(f"| estimator | evaluations | backward passes | seconds | top {TOP} |\n|---|---|---|---|---|")
-    for name, found, spent in (("hybrid", few, seconds[0]), ("permutation", many, seconds[1])):
-        print(f"| {name} | {found.evaluations} | {found.passes} | {spent:.1f} | {leaders(found)} |")
-    both = set(leaders(few)) & set(leaders(many))
-    print(f"\nratio of seconds {seconds[1] / seconds[0]:.1f}; {len(both)} of the top {TOP} are the same")
+    print(f"| hybrid | {few.evaluations} | {few.passes} | {seconds[0]:.1f} | {found} |")
+    print(f"| exact marginals | {spent} | 0 | {seconds[1]:.1f} | {wanted} |")
+    listed = int((few.counts[wanted] > 0).sum())
+    same, both = found[0] == wanted[0], len(set(found) & set(wanted))
+    print(f"\nratio of seconds {seconds[1] / seconds[0]:.1f}; the first is {'the same' if same else 'another'}")
+    print(f"of the exact top {TOP}, {listed} were short-listed and {both} are in hybrid's top {TOP}")
 
 
 def arguments() -> argparse.Namespace:
@@ -99,8 +130,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="holds vendor/ and data/")
     parser.add_argument("--model", default="cifar-wrn-grid5", help="a name in the manifest")
-    parser.add_argument("--evaluations", type=int, default=2000, help="of the permutations")
-    parser.add_argument("--few", type=int, default=60, help="evaluations of the hybrid")
+    parser.add_argument("--evaluations", type=int, default=2000, help="of the exact marginals")
+    parser.add_argument("--few", type=int, default=80, help="evaluations of the hybrid")
     parser.add_argument("--per-class", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)

@@ -37,7 +37,19 @@ from debride.types import (
 NAMES = ("cat", "dog", "newt", "eel")
 KEYS = (
     *("schema", "command", "verdict", "reason", "model", "output", "input_spec", "suspects", "triggers", "threshold"),
-    *("inconclusive", "pruned", "refused", "players", "before", "after", "rounds", "recheck", "seconds", "seed"),
+    *(
+        "inconclusive",
+        "pruned",
+        "refused",
+        "players",
+        "before",
+        "after",
+        "rounds",
+        "returned",
+        "recheck",
+        "seconds",
+        "seed",
+    ),
     *("options", "environment", "parity", "samples", "warnings", "files"),
 )
 NINETEEN = Rate(19, 20)

@@ -109,4 +109,12 @@ def test_variations_begin_with_the_images_themselves_and_stay_in_range():
     assert found.shape == (20, 1, 4, 4) and found.min() >= 0 and found.max() <= 1
     assert {image.tobytes() for image in found[:5]} == {image.tobytes() for image in data.images}
     np.testing.assert_array_equal(found, again)
-    assert variations(data, 20, seed=0).labels.shape == (20,)
+
+
+def test_variations_carry_the_label_of_what_they_show_most_of():
+    planes = np.repeat([0.0, 1.0], 8).astype(np.float32)[:, None, None, None] * np.ones((1, 4, 4), np.float32)
+    found = variations(Samples(images=planes, labels=np.repeat([0, 1], 8)), 200, seed=0)
+    shown = found.images.mean((1, 2, 3))
+    clear = np.abs(shown - 0.5) > 0.06  # half and half, and a tenth darker, shows neither
+    assert clear.sum() > 150
+    np.testing.assert_array_equal(shown[clear] > 0.5, found.labels[clear] == 1)

@@ -1,6 +1,7 @@
 """Surgery on the delivered file: the slices are zero, every other bit is as it was, and files are written whole."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ from debride.errors import SurgeryError, UsageError
 from debride.graph.channels import find_groups
 from debride.graph.read import read_model
 from debride.graph.surgery import check_written, editable, working_zero, write_bytes, write_model, zero
+from debride.graph.write import write_copy
 from graph_models import VENDOR, Builder, assert_close, classifiers, images, run, with_function
 
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
@@ -310,3 +312,31 @@ def test_vendor_models_are_pruned_bit_exactly(tmp_path):
         x = images(model, 1)
         again = read_model(tmp_path / path.name)
         assert_close(run(again.proto, x, [scores])[0], run(working_zero(model, gone), x, [scores])[0])
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_copy_with_external_data_is_laid_out_as_the_original(tmp_path, monkeypatch, relative):
+    source, place = tmp_path / "from", tmp_path / "to"
+    (source / "parts").mkdir(parents=True)
+    place.mkdir()
+    (source / "m.onnx").write_bytes(b"model")
+    (source / "parts" / "w.bin").write_bytes(b"weights")
+    monkeypatch.chdir(source)
+    model = Path("m.onnx") if relative else source / "m.onnx"
+    write_copy(b"model", model, (source / "parts" / "w.bin",), place / "c.onnx")
+    assert (place / "c.onnx").read_bytes() == b"model" and (place / "parts" / "w.bin").read_bytes() == b"weights"
+    # Beside the original its data serve both.
+    write_copy(b"model", model, (source / "parts" / "w.bin",), source / "c.onnx")
+    assert (source / "c.onnx").read_bytes() == b"model"
+
+
+def test_a_copy_whose_data_has_no_place_writes_nothing(tmp_path):
+    source, place = tmp_path / "from", tmp_path / "to"
+    source.mkdir()
+    place.mkdir()
+    (source / "a.bin").write_bytes(b"a")
+    (source / "b.bin").write_bytes(b"b")
+    (place / "b.bin").write_bytes(b"taken")
+    with pytest.raises(UsageError, match=r"b\.bin"):
+        write_copy(b"model", source / "m.onnx", (source / "a.bin", source / "b.bin"), place / "c.onnx")
+    assert sorted(p.name for p in place.iterdir()) == ["b.bin"] and (place / "b.bin").read_bytes() == b"taken"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -65,13 +66,26 @@ def test_a_loss_counts_once_it_is_evident(before, after, n, said):
     assert bool(missed(told(before, n), told(after, n))) is said
 
 
+def test_a_last_look_that_does_not_tell_is_no_pass():
+    doubtful = detect([trigger(k, norm) for k, norm in enumerate((3.0, 1.0, 2.9, 3.1))])
+    assert doubtful.inconclusive
+    assert ["do not tell" in text for text in missed(told(9), told(9), doubtful)] == [True]
+
+
 def test_any_class_that_stands_out_at_the_end_is_missed():
     assert ["stands out" in text and "7" in text for text in missed(told(9), told(9), ordinary(small=7))] == [True]
 
 
+def faint(target):
+    """Turns the first pixel from 0.1 to 0.2 as found, and to 0.6 at five times the opacity."""
+    mask = np.zeros((1, 4, 4), np.float32)
+    mask[0, 0, 0] = 0.2
+    return replace(trigger(target), mask=mask, pattern=np.full((1, 4, 4), 0.6, np.float32))
+
+
 def test_every_trigger_is_tried_as_found_and_opaque_on_both_models():
-    before, after = compare(loaded(), lambda images: answer(images * 0), {0: [trigger(0)], 3: [trigger(3)]})
-    assert [t.target for t in before.triggers] == [0, 0, 3, 3]
-    assert [t.asr.value for t in before.triggers] == [0, 0, 0, 0]
-    assert [t.asr.value for t in after.triggers] == [1, 1, 0, 0]
+    before, after = compare(loaded(), lambda images: answer(images * 0), {0: [faint(0)], 2: [faint(2)], 6: [faint(6)]})
+    assert [t.target for t in before.triggers] == [0, 0, 2, 2, 6, 6]
+    assert [t.asr.value for t in before.triggers] == [0, 0, 1, 0, 0, 1]
+    assert [t.asr.value for t in after.triggers] == [1, 1, 0, 0, 0, 0]
     assert (before.kind, before.clean.value, after.clean.value) == ("accuracy", 1.0, 0.0)

@@ -49,7 +49,7 @@ def detect(triggers: Sequence[Trigger], *, transfer: float = 0.8) -> Detection:
     threshold = calibrated_threshold(len(norms))
     judged = [_judge(t, norms, i, float(anomalies[i]), threshold, transfer) for i, t in enumerate(triggers)]
     findings = tuple(
-        Finding(trigger=t, anomaly=float(a), suspect=not reason, reason=reason or "its trigger is abnormally small")
+        Finding(trigger=t, anomaly=float(a), suspect=not reason, reason=reason or _small(t, norms))
         for t, a, reason in zip(triggers, anomalies, judged, strict=True)
     )
     return Detection(findings=findings, threshold=threshold, inconclusive=_undecided(triggers, norms, area, findings))
@@ -105,6 +105,10 @@ def _judge(trigger: Trigger, norms: DoubleArray, row: int, anomaly: float, thres
     if anomaly <= (_STRONG_INDEX if share <= _STRONG_RATIO else threshold):
         return f"its anomaly index is within what clean models show (up to {threshold:.2f})"
     return ""
+
+
+def _small(trigger: Trigger, norms: DoubleArray) -> str:
+    return f"its trigger is abnormally small: {trigger.l1 / float(np.median(norms)):.0%} of the median size"
 
 
 def _undecided(triggers: Sequence[Trigger], norms: DoubleArray, area: int, findings: Sequence[Finding]) -> str:

@@ -29,7 +29,7 @@ Gate = Callable[[Sequence[int]], Parts]
 
 
 class ChannelGame:
-    """A `debride.types.Game` with one payoff per stake: its overlap with the probabilities.
+    """A `debride.types.Game` with one payoff per stake (`Stake.payoff` of the probabilities).
 
     `gate` makes the graph parts for a set of players (`debride.graph.parts.gated_parts` on the model as it stands).
     Sessions are made for the players that coalitions leave out, and made anew when others are.

@@ -59,16 +59,24 @@ def load(model_path: Path, images_path: Path, settings: Settings) -> Loaded:
     if declared.n_classes:
         check_labels(images, declared.n_classes, images_path)
     samples = images.samples()
-    if settings.per_class is not None:
-        samples = draw_per_class(samples, settings.per_class, settings.seed, declared.n_classes)
     resolved = resolve_spec(session, flags=settings.flags, sidecar=sidecar, samples=samples, seed=settings.seed)
     predict = predictor(session, resolved.spec)
+    n_classes = predict(samples.images[:1]).shape[1]
+    if declared.n_classes is None:
+        check_labels(images, n_classes, images_path)
+    if settings.per_class is not None:
+        samples = draw_per_class(samples, settings.per_class, settings.seed, n_classes)
     _check_batch(model, resolved.spec, predict, samples, runtime)
     fit, held_out = split(samples, settings.seed, _FIT)
     parity = check_parity(Proxy(model.graph, resolved.spec), predict, fit.images[:64], seed=settings.seed)
     fit, held_out = labelled(fit, predict), labelled(held_out, predict)
     if len({*_labels(fit), *_labels(held_out)}) < 2:
         raise ImagesError(f"{images_path}: images of fewer than two classes were seen; give images of more classes")
+    if min(len(set(_labels(part))) for part in (fit, held_out)) < 2:
+        raise ImagesError(
+            f"{images_path}: of {len(fit)} images to fit and {len(held_out)} to check, one part shows a single class; "
+            "give two images of every class or more"
+        )
     groups, refused = find_groups(model.graph, resolved.spec.output or model.graph.outputs[0].name)
     return Loaded(
         model=model,
@@ -79,7 +87,7 @@ def load(model_path: Path, images_path: Path, settings: Settings) -> Loaded:
         fit=fit,
         held_out=held_out,
         labelled=samples.labels is not None,
-        n_classes=predict(fit.images[:1]).shape[1],
+        n_classes=n_classes,
         groups=groups,
         refused=refused,
         parity=parity,

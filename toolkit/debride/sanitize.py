@@ -15,8 +15,8 @@ import numpy as np
 
 from debride import __version__
 from debride.detect import detect, with_suspects
-from debride.graph.surgery import check_written, editable, write_bytes, write_model, zero
-from debride.graph.write import check_free
+from debride.graph.surgery import check_written, editable, write_model, zero
+from debride.graph.write import check_free, write_copy
 from debride.inversion.invert import invert
 from debride.loading import Loaded, load
 from debride.proxy.backend import configure
@@ -28,6 +28,7 @@ from debride.specfile import METADATA_KEY, to_json
 from debride.types import Detection, Evaluation, FileFacts, Progress, Report, Trigger, Verdict, no_progress
 from debride.verdict import compare, judged, shortfalls
 
+_GOOD = "the trigger no longer works and no new one stands out"
 _EXAMPLES = 12
 
 
@@ -93,7 +94,7 @@ def sanitize(
         checked = clean_all(loaded, settings, detection, found, state, deadline=deadline, progress=progress)
     with clock.stage("verification"):
         progress("verification", 0, 1)
-        before, after = compare(loaded, answers(loaded, state), state.triggers)
+        before, after = compare(loaded, answers(loaded, state), {**found, **state.triggers})
         missed = shortfalls(loaded, settings, before, after, checked)
         progress("verification", 1, 1)
     with clock.stage("writing"):
@@ -106,7 +107,8 @@ def sanitize(
             with_suspects(detection, state.triggers),
             clock,
             verdict="not sanitized" if missed else "sanitized",
-            reason="; ".join(missed) or "the trigger no longer works and no new one stands out",
+            reason="; ".join([*missed, *_stops(state)] if missed else [])
+            or "the trigger no longer works and no new one stands out",
             before=before,
         ),
         output=facts,
@@ -114,6 +116,7 @@ def sanitize(
         pruned=tuple(state.pruned),
         rounds=tuple(state.rounds),
         recheck=checked,
+        returned=len(state.kept),
     )
 
 
@@ -143,8 +146,8 @@ def _find(
 
 
 def _worst_first(detection: Detection) -> tuple[Trigger, ...]:
-    suspects = [f.trigger for f in detection.findings if f.suspect]
-    return tuple(suspects or [min((f.trigger for f in detection.findings), key=lambda t: t.l1)])
+    """The suspects' triggers, the smallest first; an ordinary class's trigger is no attack to report."""
+    return tuple(sorted((f.trigger for f in detection.findings if f.suspect), key=lambda t: t.l1))
 
 
 def _found(detection: Detection) -> str:
@@ -157,6 +160,10 @@ def _found(detection: Detection) -> str:
     return f"a trigger of {found.l1:.1f} pixels sends {found.success.value:.0%} to class {found.target}"
 
 
+def _stops(state: State) -> list[str]:
+    return [f"class {target}: {reason}" for target, reason in state.stopped.items()]
+
+
 def _unchanged(
     loaded: Loaded, settings: Settings, detection: Detection, clock: _Clock, output: Path, force: bool
 ) -> Report:
@@ -164,11 +171,7 @@ def _unchanged(
     facts = None
     if not detection.inconclusive:
         with clock.stage("writing"):
-            write_bytes(loaded.model.data, output, force=force)
-            for part in loaded.model.external:
-                place = output.parent / part.relative_to(loaded.model.path.parent)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                write_bytes(part.read_bytes(), place, force=force)
+            write_copy(loaded.model.data, loaded.model.path, loaded.model.external, output, force=force)
         facts = FileFacts(name=output.name, sha256=loaded.model.sha256, size=loaded.model.size)
     evaluation = judged(loaded, loaded.predict, _worst_first(detection))
     report = _report(
@@ -228,5 +231,5 @@ def _report(
         before=before,
         refused=loaded.refused,
         warnings=loaded.warnings,
-        examples=loaded.held_out.take(np.arange(min(_EXAMPLES, len(loaded.held_out)))),
+        examples=loaded.held_out.take(np.unique(np.linspace(0, len(loaded.held_out) - 1, _EXAMPLES).astype(np.int64))),
     )

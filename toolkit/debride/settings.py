@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from debride.errors import UsageError
@@ -45,6 +45,15 @@ class Settings:
 
     def as_report(self) -> dict[str, Any]:
         """The settings that decide a run's outcome, for the report."""
-        names = ("per_class", "seed", "threads", "utility_budget", "group_budget", "target_asr", "time_budget")
-        inversion = {name: getattr(self.inversion, name) for name in ("restarts", "steps", "images", "rate")}
-        return {**{name: getattr(self, name) for name in names}, "resize": self.resize, "inversion": inversion}
+        names = (
+            "per_class",
+            "seed",
+            "threads",
+            "utility_budget",
+            "group_budget",
+            "target_asr",
+            "time_budget",
+            "resize",
+        )
+        chosen = {name: getattr(self, name) for name in names}
+        return {**chosen, "providers": list(self.providers), "inversion": asdict(self.inversion)}

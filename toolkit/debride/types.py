@@ -258,15 +258,6 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PrunePlan:
-    """What to cut, what not, and why; `weight` is the lambda in attack - lambda * utility."""
-
-    removed: tuple[Pruned, ...]
-    refused: tuple[Refused, ...]
-    weight: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TriggerEvaluation:
     """One trigger on held-out images of other classes: sent to the target, and still classified rightly."""
 
@@ -324,7 +315,10 @@ class Round:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Report:
-    """All that a scan or a sanitize run found and did; `report.to_json` writes it."""
+    """All that a scan or a sanitize run found and did; `report.to_json` writes it.
+
+    `returned` groups were cut and put back, since their absence did nothing.
+    """
 
     command: Literal["scan", "sanitize"]
     verdict: Verdict
@@ -346,6 +340,7 @@ class Report:
     refused: tuple[Refused, ...] = ()
     rounds: tuple[Round, ...] = ()
     recheck: Detection | None = None
+    returned: int = 0
     warnings: tuple[str, ...] = ()
     examples: Samples | None = field(default=None, repr=False)
 

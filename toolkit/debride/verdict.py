@@ -45,6 +45,8 @@ def shortfalls(
     if checked.suspects:
         classes = ", ".join(map(str, checked.suspects))
         missed.append(f"a newly inverted trigger still stands out (class {classes})")
+    if checked.inconclusive:
+        missed.append(f"the last inversions do not tell: {checked.inconclusive}")
     lost = Rate(max(0, before.clean.hits - after.clean.hits), before.clean.n)
     # An image or two of few are no evidence of a loss beyond the budget.
     if lost.interval()[0] > settings.utility_budget:

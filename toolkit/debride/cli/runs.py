@@ -11,6 +11,7 @@ from typer import Exit, Option
 
 from debride.cli.guard import FAILED, check_output, guard, put, say, write_whole
 from debride.cli.options import OUTPUT, Convention, Debug, Images, Model, Resize, Resources, grouped
+from debride.errors import UsageError
 
 if TYPE_CHECKING:
     from debride.settings import Settings
@@ -126,6 +127,7 @@ def sanitize(
         settings = _settings(draws, convention, resources, budgets)
         check_output(output, model, force=telling.force)
         _check_report(report, force=telling.force)
+        _check_apart(output, report)
         with shown(telling.quiet) as progress:
             from debride.sanitize import sanitize as run
 
@@ -160,6 +162,11 @@ def _check_report(folder: Path | None, *, force: bool) -> None:
         from debride.report import check_folder
 
         check_folder(folder, force=force)
+
+
+def _check_apart(output: Path, report: Path) -> None:
+    if output.resolve() == report.resolve():
+        raise UsageError(f"{output}: --output and --report are the same; give a file and a folder")
 
 
 def _tell(found: Report, folder: Path | None, output: Path | None, telling: Telling) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -77,6 +77,34 @@ def write_bytes(data: bytes | bytearray, path: str | Path, *, force: bool = Fals
         raise SurgeryError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_copy(data: bytes, model: Path, external: Sequence[Path], path: Path, *, force: bool = False) -> None:
+    """Write the model file `data` to `path` and its `external` data beside it, laid out as beside `model`.
+
+    The model comes last, and what was written before it goes again where something fails: no model without weights.
+
+    Raises:
+        UsageError: a place is taken and `force` is not given.
+        SurgeryError: the system refuses the writing.
+    """
+    folder = model.resolve().parent
+    places = {part: path.parent / part.resolve().relative_to(folder) for part in external}
+    places = {part: place for part, place in places.items() if not (place.exists() and place.samefile(part))}
+    written: list[Path] = []
+    try:
+        for place in places.values():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            check_free(place, force)
+        for part, place in places.items():
+            new = not place.exists()
+            write_bytes(part.read_bytes(), place, force=force)
+            written += [place] if new else []
+        write_bytes(data, path, force=force)
+    except BaseException:
+        for place in written:
+            place.unlink(missing_ok=True)
+        raise
 
 
 def check_free(path: Path, force: bool) -> None:

@@ -36,6 +36,7 @@ untargeted classes still missed at five times. The norm that counts is that of t
 """
 _TRIED = 64
 """At least so many held-out images, moved ones included, decide on the strength."""
+_MOST_TRIED = 256
 _CHUNK_VALUES = 256 * 3 * 32 * 32
 """Pixels in one forward and backward pass: bounds the memory that activations take, whatever the number of arms."""
 
@@ -163,12 +164,13 @@ def _measured(
 def strengthened(predict: Predict, held_out: Samples, trigger: Trigger, *, works: float) -> Trigger:
     """`trigger`, as much opaquer as it must be to work on a share `works` of held-out images, some a little moved.
 
-    Where no strength is enough it is the strongest: its norm is then a lower bound.
+    Where no strength is enough it is the strongest: its norm is then a lower bound. These images choose one strength of
+    six and grade it too, since with one image per class there are no others.
     """
     rows = _others(held_out, trigger.target)
-    images = held_out.images[rows]
-    short = max(0, _TRIED - len(rows))
     rng = np.random.default_rng(trigger.seed)
+    images = held_out.images[rng.permutation(rows)[:_MOST_TRIED]]
+    short = max(0, _TRIED - len(rows))
     images = np.concatenate([images, jitter(images[np.arange(short) % len(rows)], rng)])
     for strength in _STRENGTHS:
         stronger = opaque(trigger, strength)

@@ -47,6 +47,7 @@ def to_json(report: Report, *, files: Sequence[str] = ()) -> str:
         "before": _evaluation(report.before) if report.before else None,
         "after": _evaluation(report.after) if report.after else None,
         "rounds": [_record(r) for r in report.rounds],
+        "returned": report.returned,
         "recheck": _recheck(report.recheck) if report.recheck else None,
         "seconds": _seconds(report.seconds),
         "seed": report.seed,

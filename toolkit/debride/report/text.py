@@ -120,7 +120,7 @@ def _triggers(title: str, detection: Detection, names: Sequence[str]) -> list[st
         return []
     shown = _chosen(findings)
     lines = [
-        f"{title} (smallest first; suspect above index {number(detection.threshold)})",
+        f"{title} (smallest first; clean models reach index {number(detection.threshold)})",
         f"  {'class':<32} {'L1, pixels':>10} {'index':>7}  {'success, held-out (95 %)':<25} verdict",
     ]
     for f in shown:
@@ -150,12 +150,12 @@ def _rounds(report: Report) -> list[str]:
         return []
     lines = [
         "Rounds (pull to the target, from clean images to as delivered; random: as many groups cut blindly)",
-        f"  {'':>2} {'class':<28} {'cut':>4} {'before':>8} {'random':>8} {'after':>8} {'match':>8} {'evaluations':>12}",
+        f"  {'':>2} {'class':<28} {'cut':>4} {'before':>8} {'random':>8} {'after':>8} {'utility':>8} {'played':>11}",
     ]
     for i, r in enumerate(report.rounds, 1):
         label = shorten(class_label(r.target, report.spec.class_names), 28)
         shares = " ".join(f"{percent(v):>8}" for v in (r.attack_before, r.attack_random, r.attack_after, r.utility))
-        lines.append(f"  {i:>2} {label:<28} {r.removed:>4} {shares} {r.evaluations:>12}")
+        lines.append(f"  {i:>2} {label:<28} {r.removed:>4} {shares} {r.evaluations:>11}")
     return lines
 
 
@@ -191,7 +191,7 @@ def _cells(texts: Iterable[str]) -> str:
 
 
 def _cut(report: Report) -> list[str]:
-    if not report.pruned:
+    if not report.pruned and report.verdict != "not sanitized":
         return []
     layers: dict[str, list[int]] = {}
     for p in report.pruned:
@@ -200,6 +200,8 @@ def _cut(report: Report) -> list[str]:
     for layer, channels in layers.items():
         spans = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs(channels))
         lines += _fill(f"{layer}: {spans}", "  ")
+    if report.returned:
+        lines.append(f"  {plural(report.returned, 'channel group')} more were cut and put back: they did nothing")
     refused = {r.reason: 0 for r in report.refused}
     for r in report.refused:
         refused[r.reason] += 1
