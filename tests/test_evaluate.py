@@ -35,6 +35,7 @@ def test_clean_asr_and_robust_rates_are_those_counted_by_hand():
     assert found.kind == "accuracy"
     assert found.clean == Rate(2, 4)
     # The image of class 2 never counts for the trigger of class 2.
+    assert found.triggers[0].mistakes.n == 3 and found.triggers[0].excess == 1 - found.triggers[0].mistakes.value
     assert (found.triggers[0].target, found.triggers[0].asr, found.triggers[0].robust) == (2, Rate(3, 3), Rate(0, 3))
     # The other trigger stamps the same pixel: no image goes to its target 0, and the one of class 2 is "right".
     assert (found.triggers[1].asr, found.triggers[1].robust) == (Rate(0, 3), Rate(1, 3))

@@ -30,21 +30,20 @@ def answer(images):
     return np.eye(10, dtype=np.float32)[np.rint(10 * images[:, 0, 0, 0]).astype(int)]
 
 
-def loaded(wrong=0):
-    """40 held-out images of class 1, `wrong` of which go to class 0."""
+def loaded():
+    """40 held-out images of class 1."""
     images = np.full((40, 1, 4, 4), 0.1, np.float32)
-    images[:wrong] = 0
     return SimpleNamespace(held_out=Samples(images=images, labels=np.ones(40, np.int64)), predict=answer, labelled=True)
 
 
-def told(hits, n=200, sent=0):
-    """`hits` of `n` right, and `sent` of 40 sent to class 0 by a trigger."""
-    attack = TriggerEvaluation(target=0, asr=Rate(sent, 40), robust=Rate(40 - sent, 40))
+def told(hits, n=200, sent=0, wrong=0):
+    """`hits` of `n` right, and of 40 `sent` to class 0 by a trigger, `wrong` without."""
+    attack = TriggerEvaluation(target=0, asr=Rate(sent, 40), robust=Rate(40 - sent, 40), mistakes=Rate(wrong, 40))
     return Evaluation(kind="accuracy", clean=Rate(hits, n), triggers=(attack,))
 
 
-def missed(before, after, checked=None, wrong=0):
-    return shortfalls(loaded(wrong), Settings(), before, after, checked or ordinary())
+def missed(before, after, checked=None):
+    return shortfalls(Settings(), before, after, checked or ordinary())
 
 
 def test_nothing_is_missed_where_trigger_and_loss_are_small():
@@ -56,7 +55,7 @@ def test_a_trigger_that_works_still_is_missed():
 
 
 def test_mistakes_that_need_no_trigger_are_not_counted_against_it():
-    assert missed(told(190), told(190, sent=6), wrong=4) == []
+    assert missed(told(190), told(190, sent=6, wrong=4)) == []
 
 
 @pytest.mark.parametrize(
@@ -84,8 +83,9 @@ def faint(target):
 
 
 def test_every_trigger_is_tried_as_found_and_opaque_on_both_models():
-    before, after = compare(loaded(), lambda images: answer(images * 0), {0: [faint(0)], 2: [faint(2)], 6: [faint(6)]})
-    assert [t.target for t in before.triggers] == [0, 0, 2, 2, 6, 6]
-    assert [t.asr.value for t in before.triggers] == [0, 0, 1, 0, 0, 1]
-    assert [t.asr.value for t in after.triggers] == [1, 1, 0, 0, 0, 0]
+    triggers, acquitted = {0: [faint(0)], 6: [faint(6)]}, {2: [faint(2)]}
+    before, after = compare(loaded(), lambda images: answer(images * 0), triggers, acquitted)
+    assert [t.target for t in before.triggers] == [0, 0, 6, 6, 2]
+    assert [t.asr.value for t in before.triggers] == [0, 0, 0, 1, 1]
+    assert [t.asr.value for t in after.triggers] == [1, 1, 0, 0, 0]
     assert (before.kind, before.clean.value, after.clean.value) == ("accuracy", 1.0, 0.0)

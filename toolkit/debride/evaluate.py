@@ -38,7 +38,7 @@ def evaluate(
     return Evaluation(
         kind="agreement" if samples.labels is None else "accuracy",
         clean=_rate(found == truth),
-        triggers=tuple(_attack(predict, samples.images, truth, trigger) for trigger in triggers),
+        triggers=tuple(_attack(predict, samples.images, truth, found, trigger) for trigger in triggers),
     )
 
 
@@ -48,13 +48,18 @@ def mistakes(predict: Predict, samples: Samples, target: int) -> float:
     return float((classes_of(predict, samples.images[rows]) == target).mean()) if len(rows) else 0.0
 
 
-def _attack(predict: Predict, images: FloatArray, truth: IntArray, trigger: Trigger) -> TriggerEvaluation:
+def _attack(
+    predict: Predict, images: FloatArray, truth: IntArray, found: IntArray, trigger: Trigger
+) -> TriggerEvaluation:
     others = truth != trigger.target
     if not others.any():
         return TriggerEvaluation(target=trigger.target, asr=Rate(0, 0), robust=Rate(0, 0))
     stamped = classes_of(predict, stamp(images[others], trigger))
     return TriggerEvaluation(
-        target=trigger.target, asr=_rate(stamped == trigger.target), robust=_rate(stamped == truth[others])
+        target=trigger.target,
+        asr=_rate(stamped == trigger.target),
+        robust=_rate(stamped == truth[others]),
+        mistakes=_rate(found[others] == trigger.target),
     )
 
 

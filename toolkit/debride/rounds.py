@@ -53,7 +53,7 @@ _MARGIN = 1.25
 CIFAR-10 and four fifths in a net of two convolutions on MNIST."""
 _IDLE_ROUNDS = 3
 """After so many rounds on end without a cut, each with one more trigger, no further one is tried."""
-_SPENT = "the triggers are spent"
+SPENT = "the triggers are spent"
 _NO_GROUP = "the group budget is spent"
 
 
@@ -111,7 +111,7 @@ def _working(loaded: Loaded, settings: Settings, state: State, triggers: Sequenc
     """Whether one of `triggers`, found in the delivered model, still reaches its class in the model as it stands."""
     predict = answers(loaded, state)
     tried = evaluate(predict, loaded.fit, tuple(triggers)).triggers
-    return any(t.asr.value - mistakes(predict, loaded.fit, t.target) > settings.target_asr for t in tried)
+    return any(t.excess > settings.target_asr for t in tried)
 
 
 def clean_class(
@@ -152,7 +152,7 @@ def clean_class(
             continue
         checked, anew = recheck(loaded, settings, detection, target, state, number)
         # Only a trigger that joins gives a round that was stuck something new to value; so many may join.
-        stuck = reason == _NO_GROUP or (reason != _SPENT and idle_rounds >= _IDLE_ROUNDS)
+        stuck = reason == _NO_GROUP or (reason != SPENT and idle_rounds >= _IDLE_ROUNDS)
         if stuck or not checked.findings[target].suspect:
             break
         found.append(anew)
@@ -220,11 +220,11 @@ def _round(
     now = game(np.ones((1, players), np.bool_))[0]
     spent = now[0] <= _WEAK and _success(loaded, state, stakes[0], target) <= settings.target_asr
     if spent and now[0] <= _GONE:
-        return _SPENT
+        return SPENT
     share = min(settings.group_budget, _FEW) if spent else settings.group_budget
     allowed = int(share * players) - len(state.gone)
     if allowed < 1:
-        return _SPENT if spent else _NO_GROUP
+        return SPENT if spent else _NO_GROUP
     limits = Limits(utility=floor, groups=allowed, price=_CHEAP if spent else PRICES[-1])
     values = hybrid(
         game,
@@ -241,7 +241,7 @@ def _round(
     payoffs = game(coalitions(cuts, players))
     cut, reason = choose(cuts, payoffs, limits)
     if cut is None:
-        return _SPENT if spent else reason
+        return SPENT if spent else reason
     chance = _random_cuts(game, state, len(cut.players), settings.seed + number)
     after = payoffs[1 + cuts.index(cut)]
     state.gone.extend(cut.players)

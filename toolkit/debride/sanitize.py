@@ -21,7 +21,7 @@ from debride.inversion.invert import invert
 from debride.loading import Loaded, load
 from debride.proxy.backend import configure
 from debride.proxy.interpreter import Proxy
-from debride.rounds import State, answers, clean_all
+from debride.rounds import SPENT, State, answers, clean_all
 from debride.sessions import environment
 from debride.settings import Settings
 from debride.specfile import METADATA_KEY, to_json
@@ -94,8 +94,9 @@ def sanitize(
         checked = clean_all(loaded, settings, detection, found, state, deadline=deadline, progress=progress)
     with clock.stage("verification"):
         progress("verification", 0, 1)
-        before, after = compare(loaded, answers(loaded, state), {**found, **state.triggers})
-        missed = shortfalls(loaded, settings, before, after, checked)
+        acquitted = {target: found[target] for target in found if target not in state.triggers}
+        before, after = compare(loaded, answers(loaded, state), state.triggers, acquitted)
+        missed = shortfalls(settings, before, after, checked)
         progress("verification", 1, 1)
     with clock.stage("writing"):
         facts = _write(loaded, state, output, force)
@@ -161,7 +162,7 @@ def _found(detection: Detection) -> str:
 
 
 def _stops(state: State) -> list[str]:
-    return [f"class {target}: {reason}" for target, reason in state.stopped.items()]
+    return [f"class {target}: {reason}" for target, reason in state.stopped.items() if reason != SPENT]
 
 
 def _unchanged(

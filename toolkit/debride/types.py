@@ -259,11 +259,21 @@ class Refused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TriggerEvaluation:
-    """One trigger on held-out images of other classes: sent to the target, and still classified rightly."""
+    """One trigger on held-out images of other classes: sent to the target, and still classified rightly.
+
+    `mistakes` are those of the same images that go to the target without any trigger.
+    """
 
     target: int
     asr: Rate
     robust: Rate
+    mistakes: Rate = Rate(0, 0)
+
+    @property
+    def excess(self) -> float:
+        """The attack success rate beyond the mistakes; 0 where there is no image to try."""
+        natural = self.mistakes.value if self.mistakes.n else 0.0
+        return self.asr.value - natural if self.asr.n else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from debride.evaluate import evaluate, mistakes
+from debride.evaluate import evaluate
 from debride.loading import Loaded
 from debride.settings import Settings
 from debride.stakes import STRENGTHS
@@ -24,21 +24,26 @@ def judged(loaded: Loaded, predict: Predict, triggers: Sequence[Trigger]) -> Eva
 
 
 def compare(
-    loaded: Loaded, cleaned: Predict, triggers: Mapping[int, Sequence[Trigger]]
+    loaded: Loaded,
+    cleaned: Predict,
+    triggers: Mapping[int, Sequence[Trigger]],
+    acquitted: Mapping[int, Sequence[Trigger]],
 ) -> tuple[Evaluation, Evaluation]:
-    """The delivered and the cleaned model, with every trigger that joined: as found and as opaque as it goes."""
+    """The delivered and the cleaned model on all triggers, by class.
+
+    Those that were cut for (`triggers`) are tried as found and as opaque as it goes; those of suspects that stood out
+    no longer once others were cleaned (`acquitted`) as found.
+    """
     tried = [opaque(t, s) for joined in triggers.values() for t in joined for s in (STRENGTHS[0], STRENGTHS[-1])]
+    tried += [t for found in acquitted.values() for t in found]
     return judged(loaded, loaded.predict, tried), judged(loaded, cleaned, tried)
 
 
-def shortfalls(
-    loaded: Loaded, settings: Settings, before: Evaluation, after: Evaluation, checked: Detection
-) -> list[str]:
+def shortfalls(settings: Settings, before: Evaluation, after: Evaluation, checked: Detection) -> list[str]:
     """What of the goal was missed, in words; empty where the model is clean now."""
     missed = []
     # Some images go to the target without any trigger: these are mistakes, not the attack.
-    natural = {t.target: mistakes(loaded.predict, loaded.held_out, t.target) for t in after.triggers}
-    over = [t for t in after.triggers if t.asr.n and t.asr.value > settings.target_asr + natural[t.target]]
+    over = [t for t in after.triggers if t.excess > settings.target_asr]
     if over:
         worst = max(over, key=lambda t: t.asr.value)
         missed.append(f"a trigger still sends {worst.asr.value:.1%} of held-out images to class {worst.target}")

@@ -48,7 +48,7 @@ def evaluate(
         list[Path] | None, Option(metavar="T.npz", help="A trigger to stamp on them; repeat for several.")
     ] = None,
     target_asr: Annotated[
-        float, Option(min=0, max=1, metavar="SHARE", help="Attack success above this is a finding.")
+        float, Option(min=0, max=1, metavar="SHARE", help="Attack success so far above mistakes is a finding.")
     ] = 0.05,
     resize: Resize = False,
     convention: Convention,
@@ -113,6 +113,7 @@ def _text(found: Judged, model: Path, images: Path, target_asr: float) -> str:
         lines += [
             f"{plain(path.name)} -> class {class_label(tried.target, found.spec.class_names)}",
             f"{'  attack success':<34}{rate(tried.asr):<28}{tried.asr.n:>8}",
+            f"{'  of them mistakes, unstamped':<34}{rate(tried.mistakes):<28}{tried.mistakes.n:>8}",
             f"{f'  robust {kind}':<34}{rate(tried.robust):<28}{tried.robust.n:>8}",
         ]
     over = [path.name for path, above in zip(found.files, _above(found, target_asr), strict=True) if above]
@@ -145,6 +146,7 @@ def _json(found: Judged, model: Path, target_asr: float) -> str:
                 "file": str(path),
                 "target": tried.target,
                 "asr": _rate(tried.asr),
+                "mistakes": _rate(tried.mistakes),
                 "robust": _rate(tried.robust),
                 "finding": above,
             }
@@ -163,5 +165,5 @@ def _rate(rate: Rate) -> dict[str, Any]:
 
 
 def _above(found: Judged, target_asr: float) -> list[bool]:
-    """Per trigger, whether its attack succeeds too often; a rate of no images is above nothing."""
-    return [bool(tried.asr.value > target_asr) for tried in found.evaluation.triggers]
+    """Per trigger, whether its attack succeeds too often beyond mistakes; a rate of no images is above nothing."""
+    return [tried.excess > target_asr for tried in found.evaluation.triggers]

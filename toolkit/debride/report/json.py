@@ -137,6 +137,7 @@ def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
                 "asr": t.asr.value,
                 "asr_interval": t.asr.interval(),
                 "asr_n": t.asr.n,
+                "mistakes": t.mistakes.value,
                 "robust": t.robust.value,
                 "robust_interval": t.robust.interval(),
                 "robust_n": t.robust.n,
