@@ -83,7 +83,7 @@ def marginals(game: Game, evaluations: int, seed: int) -> tuple[DoubleArray, int
     """
     rng = np.random.default_rng(seed)
     players = game.n_players
-    rounds = max(1, evaluations // (players + 1))
+    rounds = -(-evaluations // (players + 1))  # no fewer than asked for
     total = np.zeros((players, 2))
     for number in range(rounds):
         present = rng.random(players) < rng.uniform(PRESENT, 1.0) if number else np.ones(players, np.bool_)
