@@ -30,8 +30,8 @@ def images(model, n: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
-    """Equal within 1e-6 of the largest score (at least 1)."""
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * max(1.0, float(np.abs(expected).max())))
+    """Equal within 1e-5 of the largest score (at least 1): float32 sums of several layers, taken in another order."""
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * max(1.0, float(np.abs(expected).max())))
 
 
 class Builder:
