@@ -26,8 +26,8 @@ from debride.images import load_images
 from debride.sessions import Runtime, Session, predictor
 from debride.spec import SpecFlags, resolve_spec
 from debride.types import FloatArray, IntArray, Samples
+from vendor import ROOT, manifest, parser
 
-ROOT = Path(__file__).resolve().parents[1]
 HEAD = (
     "model",
     "seed",
@@ -180,41 +180,35 @@ def same(model: Path, output: Path) -> str:
     return "yes" if first == second else "no"
 
 
-def chosen(manifest: Mapping[str, Any], models: str) -> list[str]:
-    """The models asked for, or all that are ONNX files."""
-    known = [name for name, entry in manifest.items() if entry["file"].endswith(".onnx")]
-    asked = models.split(",") if models else known
-    unknown = [name for name in asked if name not in known]
+def chosen(entries: Mapping[str, Any], models: str) -> list[str]:
+    """The models asked for, or all."""
+    asked = models.split(",") if models else list(entries)
+    unknown = [name for name in asked if name not in entries]
     if unknown:
-        sys.exit(f"no ONNX model {unknown[0]!r} in the manifest; it has {', '.join(known)}")
+        sys.exit(f"no ONNX model {unknown[0]!r} in the manifest; it has {', '.join(entries)}")
     return asked
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="holds vendor/ and data/")
-    parser.add_argument("--models", default="", help="names in the manifest, separated by commas (default: all)")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--per-class", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=2)
-    return parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--models", default="", help="names in the manifest, separated by commas (default: all)")
+    options.add_argument("--seeds", default="0,1,2")
+    return options.parse_args()
 
 
 def main() -> None:
     """Prints the table as Markdown, line by line as the runs end."""
     options = arguments()
-    path = options.shared / "vendor" / "manifest.json"
-    if not path.is_file():
-        print(f"skipped: {path} is not there; point --shared at a folder with vendor/ and data/")
+    entries = manifest(options.shared)
+    if entries is None:
         return
-    manifest = json.loads(path.read_text())
-    names = chosen(manifest, options.models)
+    names = chosen(entries, options.models)
     print("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD), flush=True)
     with tempfile.TemporaryDirectory() as work:
         for name in names:
             for seed in map(int, options.seeds.split(",")):
-                print("| " + " | ".join(row(name, manifest[name], seed, options, Path(work))) + " |", flush=True)
+                print("| " + " | ".join(row(name, entries[name], seed, options, Path(work))) + " |", flush=True)
 
 
 if __name__ == "__main__":

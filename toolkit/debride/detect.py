@@ -25,7 +25,7 @@ _STRONG_INDEX = 3.0
 """At this share of the median a lower index is enough: with few images, or in small nets, norms scatter, the MAD grows
 and the index of a planted trigger stays at 3.6. A missed backdoor costs more than a false alarm, and these become more:
 clean draws are flagged in 3.5 and 9.2 % (10 classes), 7.4 and 13.5 % (43 classes) at a log spread of 0.4 and 0.6. Clean
-models spread by 0.2 to 0.4, and the smallest of their norms was 0.38 of the median."""
+models spread by 0.2 to 0.4, and the smallest of their norms was 0.40 of the median."""
 _FEW_RATIO = 0.25
 """... and with few classes, of the median of the other classes."""
 _LARGEST = 0.2

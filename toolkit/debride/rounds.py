@@ -26,7 +26,7 @@ from debride.sessions import Session, predictor, probabilities
 from debride.settings import Settings
 from debride.shapley import Budget, hybrid
 from debride.stakes import Stake, attack_stake, log_odds, utility_stake, variations
-from debride.types import Detection, DoubleArray, Game, Predict, Progress, Pruned, Round, Trigger
+from debride.types import Detection, DoubleArray, Game, Predict, Progress, Pruned, Round, ShapleyValues, Trigger
 
 _WEAK = 0.1
 """Attack payoff (0: as clean images, 1: as delivered) at which triggers that reach few images count as spent."""
@@ -38,10 +38,12 @@ triggers fade before the true one does, but what is left of a spent attack is wo
 _MOST_ROUNDS = 16
 _ATTACK_IMAGES = 120
 _UTILITY_IMAGES = 256
-_EVALUATIONS = 80
+EVALUATIONS = 80
 _SHORTLIST = 16
 _PASSES = 40
-_PRESENT = 0.95
+WEIGHT = 0.5
+"""Of utility against attack in the score that makes the short list."""
+PRESENT = 0.95
 """Least share of groups present while screening. What matters is one cut into a network otherwise whole: from a half
 upwards, Spearman's correlation with all 560 single cuts played exactly was 0.73, from here upwards 0.91."""
 _TRIGGERS = 8
@@ -130,19 +132,17 @@ def clean_class(
     """
     found = state.triggers[target]
     stage = f"pruning class {target}"
-    varied = variations(loaded.fit, _UTILITY_IMAGES, settings.seed)
-    delivered = probabilities(loaded.predict(varied.images))
-    utility = utility_stake(varied, delivered)
-    floor = float(utility.payoff(delivered[None])[0]) - _MARGIN * settings.utility_budget
-    span = _span(loaded, target, found)
+    utility, delivered = utility_of(loaded, settings.seed)
+    floor = delivered - _MARGIN * settings.utility_budget
+    span = span_of(loaded, target, found)
     checked, others, idle_rounds = detection, len(state.gone), 0
-    reason = "the rounds are spent"
+    reason = ""
     for number in range(_MOST_ROUNDS):
         if deadline is not None and time.monotonic() > deadline:
             reason = "the time budget is spent"
             break
         progress(stage, number, _MOST_ROUNDS, f"{len(state.gone)} groups cut")
-        attack = attack_stake(loaded.fit, found[-_TRIGGERS:], loaded.n_classes, _ATTACK_IMAGES, number, span)
+        attack = attack_of(loaded, found, number, span)
         _give_back(loaded, state, (attack, utility), others)
         reason = _round(loaded, settings, target, state, (attack, utility), floor, number)
         idle_rounds = idle_rounds + 1 if reason else 0
@@ -161,11 +161,26 @@ def clean_class(
     return checked
 
 
-def _span(loaded: Loaded, target: int, triggers: Sequence[Trigger]) -> tuple[float, float]:
+def attack_of(
+    loaded: Loaded, triggers: Sequence[Trigger], number: int, span: tuple[float, float] | None = None
+) -> Stake:
+    """What round `number` attacks with: the latest of `triggers` on images to fit to."""
+    return attack_stake(loaded.fit, triggers[-_TRIGGERS:], loaded.n_classes, _ATTACK_IMAGES, number, span)
+
+
+def utility_of(loaded: Loaded, seed: int) -> tuple[Stake, float]:
+    """The utility that cuts are held to, and the delivered model's payoff in it."""
+    varied = variations(loaded.fit, _UTILITY_IMAGES, seed)
+    delivered = probabilities(loaded.predict(varied.images))
+    stake = utility_stake(varied, delivered)
+    return stake, float(stake.payoff(delivered[None])[0])
+
+
+def span_of(loaded: Loaded, target: int, triggers: Sequence[Trigger]) -> tuple[float, float]:
     """Mean log-odds of the target on clean images of other classes, and on stamped ones, as delivered."""
     assert loaded.fit.labels is not None  # `load` labels unlabelled images
     clean = loaded.fit.images[loaded.fit.labels != target]
-    stamped = attack_stake(loaded.fit, triggers[-_TRIGGERS:], loaded.n_classes, _ATTACK_IMAGES, 0).images
+    stamped = attack_of(loaded, triggers, 0).images
     low, high = (
         float(log_odds(probabilities(loaded.predict(images))[:, target].astype(np.float64)).mean())
         for images in (clean, stamped)
@@ -184,13 +199,13 @@ def _give_back(loaded: Loaded, state: State, stakes: tuple[Stake, Stake], others
     rows = np.ones((1 + len(ours), len(loaded.groups)), np.bool_)
     rows[:, ours] = False
     rows[np.arange(1, len(rows)), ours] = True
-    place = idle(_game(loaded, state.gone[:others], stakes)(rows))
+    place = idle(exact_game(loaded, state.gone[:others], stakes)(rows))
     if place is not None:
         state.kept.add(state.gone.pop(others + place))
         state.pruned.pop(others + place)
 
 
-def _game(loaded: Loaded, gone: Sequence[int], stakes: tuple[Stake, Stake]) -> ChannelGame:
+def exact_game(loaded: Loaded, gone: Sequence[int], stakes: tuple[Stake, Stake]) -> ChannelGame:
     """The exact game of all groups on the model with `gone` cut already."""
     proto = working_zero(loaded.model, [loaded.groups[i] for i in gone])
     scores = loaded.spec.output or loaded.model.graph.outputs[0].name
@@ -216,7 +231,7 @@ def _round(
     players = len(loaded.groups)
     if not players:
         return _NO_GROUP
-    game = _game(loaded, state.gone, stakes)
+    game = exact_game(loaded, state.gone, stakes)
     now = game(np.ones((1, players), np.bool_))[0]
     spent = now[0] <= _WEAK and _success(loaded, state, stakes[0], target) <= settings.target_asr
     if spent and now[0] <= _GONE:
@@ -226,17 +241,7 @@ def _round(
     if allowed < 1:
         return SPENT if spent else _NO_GROUP
     limits = Limits(utility=floor, groups=allowed, price=_CHEAP if spent else PRICES[-1])
-    values = hybrid(
-        game,
-        screen=ProxyGame(_proxy(loaded, state), loaded.groups, stakes),
-        budget=Budget(evaluations=_EVALUATIONS),
-        seed=settings.seed + number,
-        shortlist=min(_SHORTLIST, players),
-        top=min(3, players),
-        weight=0.5,
-        passes=_PASSES,
-        low=_PRESENT,
-    )
+    values = valued(loaded, state, game, stakes, settings.seed + number)
     cuts = propose(values, limits, gone=np.array([*state.gone, *sorted(state.kept)], np.int64))
     payoffs = game(coalitions(cuts, players))
     cut, reason = choose(cuts, payoffs, limits)
@@ -250,6 +255,23 @@ def _round(
         state.pruned.append(Pruned(group=loaded.groups[player], attack=attack, utility=utility))
     state.rounds.append(_told(target, state, cut, now, chance, after, (values.evaluations, values.passes)))
     return ""
+
+
+def valued(
+    loaded: Loaded, state: State, game: Game, stakes: tuple[Stake, Stake], seed: int, *, evaluations: int = EVALUATIONS
+) -> ShapleyValues:
+    """Shapley values of all groups on the model as it stands; `game` plays for the same `stakes`."""
+    return hybrid(
+        game,
+        screen=ProxyGame(_proxy(loaded, state), loaded.groups, stakes),
+        budget=Budget(evaluations=evaluations),
+        seed=seed,
+        shortlist=min(_SHORTLIST, game.n_players),
+        top=min(3, game.n_players),
+        weight=WEIGHT,
+        passes=_PASSES,
+        low=PRESENT,
+    )
 
 
 def _success(loaded: Loaded, state: State, attack: Stake, target: int) -> float:

@@ -108,8 +108,7 @@ def sanitize(
             with_suspects(detection, state.triggers),
             clock,
             verdict="not sanitized" if missed else "sanitized",
-            reason="; ".join([*missed, *_stops(state)] if missed else [])
-            or "the trigger no longer works and no new one stands out",
+            reason="; ".join([*missed, *_stops(state)]) if missed else _GOOD,
             before=before,
         ),
         output=facts,
@@ -156,8 +155,7 @@ def _found(detection: Detection) -> str:
         return detection.inconclusive
     if not detection.suspects:
         return "no class has an abnormally small trigger"
-    worst = min((f for f in detection.findings if f.suspect), key=lambda f: f.trigger.l1)
-    found = worst.trigger
+    found = _worst_first(detection)[0]
     return f"a trigger of {found.l1:.1f} pixels sends {found.success.value:.0%} to class {found.target}"
 
 
@@ -174,7 +172,7 @@ def _unchanged(
         with clock.stage("writing"):
             write_copy(loaded.model.data, loaded.model.path, loaded.model.external, output, force=force)
         facts = FileFacts(name=output.name, sha256=loaded.model.sha256, size=loaded.model.size)
-    evaluation = judged(loaded, loaded.predict, _worst_first(detection))
+    evaluation = judged(loaded, loaded.predict, ())
     report = _report(
         "sanitize",
         loaded,
