@@ -12,16 +12,16 @@ import pytest
 
 from debride.errors import ModelError, UsageError
 from debride.plugins import GROUP, Adapter, adapter_for, readable_suffixes
-from debride.types import Converted
+from debride.types import Converted, ConvertOptions
 from debride_adapters.onnx import adapter as onnx_adapter
 
 ROOT = Path(__file__).parents[1]
 GOOD = """
-from debride.types import Converted
+from debride.types import Converted, ConvertOptions
 class Good:
     name = "Good"
     suffixes = (".zgood",)
-    def convert(self, path):
+    def convert(self, path, options):
         return Converted(onnx=path.read_bytes(), spec={"layout": "NHWC"}, notes=("read",))
 adapter = Good()
 """
@@ -56,7 +56,7 @@ def test_the_suffix_picks_the_adapter_whatever_its_case_and_no_other_is_imported
     install("zgoods", ["zgood = zgood:adapter"], zgood=GOOD)
     model = tmp_path / "model.ZGOOD"
     model.write_bytes(b"graph")
-    converted = adapter_for(model).convert(model)
+    converted = adapter_for(model).convert(model, ConvertOptions())
     assert (converted.onnx, dict(converted.spec), converted.notes) == (b"graph", {"layout": "NHWC"}, ("read",))
     assert "zbomb" not in sys.modules
 
@@ -103,7 +103,7 @@ def test_the_entry_points_that_debride_declares_are_adapters_for_their_suffix():
 def test_onnx_files_pass_through_byte_for_byte(tmp_path):
     model = tmp_path / "model.onnx"
     model.write_bytes(bytes(range(256)))
-    converted = onnx_adapter.convert(model)
+    converted = onnx_adapter.convert(model, ConvertOptions())
     assert converted.onnx == bytes(range(256))
     assert converted.folder == tmp_path
     assert not converted.spec
@@ -113,9 +113,9 @@ def test_onnx_files_that_cannot_be_read_are_model_errors_that_name_the_file(tmp_
     (tmp_path / "empty.onnx").touch()
     for name in ("missing.onnx", "empty.onnx"):
         with pytest.raises(ModelError, match=name):
-            onnx_adapter.convert(tmp_path / name)
+            onnx_adapter.convert(tmp_path / name, ConvertOptions())
     with pytest.raises(ModelError):
-        onnx_adapter.convert(tmp_path)
+        onnx_adapter.convert(tmp_path, ConvertOptions())
 
 
 def test_a_converted_model_cannot_be_changed():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from debride.errors import ModelError
-from debride.types import Converted
+from debride.types import Converted, ConvertOptions
 
 LIMIT = 2**31 - 1  # protobuf's own limit for one message
 
@@ -18,7 +18,7 @@ class OnnxAdapter:
     name: str = "ONNX"
     suffixes: tuple[str, ...] = (".onnx",)
 
-    def convert(self, path: Path) -> Converted:
+    def convert(self, path: Path, options: ConvertOptions) -> Converted:
         """The bytes of `path` and the folder it lies in, for external data.
 
         Raises `ModelError` for a file that cannot be read, is empty or exceeds protobuf's 2 GiB.

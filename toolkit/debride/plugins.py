@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from debride.errors import ModelError, UsageError
-from debride.types import Converted
+from debride.types import Converted, ConvertOptions
 
 GROUP = "debride.adapters"
 
@@ -31,8 +31,12 @@ class Adapter(Protocol):
         """The file suffixes it reads, lower case, with the dot."""
         ...
 
-    def convert(self, path: Path) -> Converted:
-        """The model at `path` as ONNX. Raises `ModelError` where it cannot be read; unpickles and runs nothing."""
+    def convert(self, path: Path, options: ConvertOptions) -> Converted:
+        """The model at `path` as ONNX, with a free batch dimension; runs none of the file's own code.
+
+        Raises `ModelError` where the file cannot be read or must not be trusted, `UsageError` where an option is
+        missing; the message begins with `path` and says the mend.
+        """
         ...
 
 

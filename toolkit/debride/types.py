@@ -6,7 +6,7 @@ a model wants instead is said by `InputSpec` and applied at the very edge, by `i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
@@ -359,18 +359,41 @@ Predict = Callable[[FloatArray], FloatArray]
 """Images (N, C, H, W) in 0..1 to class scores (N, K)."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertOptions:
+    """What a user adds to a model file that does not say everything.
+
+    `architecture` names the user's own code that builds the network of a weights file: "module:factory" or
+    "file.py:factory", where `factory()` returns the network. `input_shape` is the shape of one image as the network
+    takes it, without the batch, e.g. (3, 32, 32). `opset` is the ONNX operator set to aim for.
+    """
+
+    architecture: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    opset: int = 18
+
+
+Reference = Callable[[FloatArray], Sequence[FloatArray]]
+"""A batch, as the graph's image input takes it -> what the source framework computes, one array per graph output."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Converted:
     """What an adapter makes of a model file: a serialized ONNX ModelProto and what the framework says of its input.
 
     `spec` holds any of `InputSpec`'s fields that the source file states (never guesses). `folder` is where external
-    data named by the model lie, None where it holds all its weights. `notes` are remarks for the report.
+    data named by the model lie, None where it holds all its weights. `notes` are remarks for the report, `packages`
+    the versions of what took part. `reference` runs the model in its own framework, to measure parity; None where
+    there is no other framework.
     """
 
     onnx: bytes = field(repr=False)
     spec: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     folder: Path | None = None
+    packages: Mapping[str, str] = field(default_factory=dict)
+    reference: Reference | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "spec", MappingProxyType(dict(self.spec)))
+        object.__setattr__(self, "packages", MappingProxyType(dict(self.packages)))
