@@ -12,6 +12,7 @@ from time import perf_counter
 
 import numpy as np
 
+from debride.conversion.source import Source
 from debride.loading import Loaded, load
 from debride.rounds import (
     EVALUATIONS,
@@ -109,7 +110,11 @@ def main() -> None:
     detection = scan(model, images, settings=settings).detection
     if not detection.suspects:
         sys.exit(f"{options.model}: no class is suspected with seed {options.seed}; try another")
-    compare(load(model, images, settings), detection.findings[detection.suspects[0]].trigger, options)
+    compare(
+        load(Source(origin=model, path=model), images, settings),
+        detection.findings[detection.suspects[0]].trigger,
+        options,
+    )
 
 
 if __name__ == "__main__":

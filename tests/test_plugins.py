@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from debride.errors import ModelError, UsageError
-from debride.plugins import GROUP, Adapter, adapter_for, readable_suffixes
+from debride.errors import ModelError
+from debride.plugins import GROUP, Adapter, adapter_for, offers
 from debride.types import Converted, ConvertOptions
 from debride_adapters.onnx import adapter as onnx_adapter
 
@@ -47,7 +47,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_listing_the_suffixes_imports_no_adapter(install):
     install("zbombs", ["zbomb = zbomb:adapter"], zbomb="raise RuntimeError('imported')")
-    assert ".zbomb" in readable_suffixes()
+    assert ".zbomb" in {offer.kind for offer in offers()}
     assert "zbomb" not in sys.modules
 
 
@@ -61,19 +61,42 @@ def test_the_suffix_picks_the_adapter_whatever_its_case_and_no_other_is_imported
     assert "zbomb" not in sys.modules
 
 
-def test_an_unknown_suffix_is_a_usage_error_that_names_what_can_be_read(install):
+def test_an_unknown_suffix_is_an_error_that_names_what_can_be_read(install):
     install("zgoods", ["zgood = zgood:adapter"], zgood=GOOD)
-    with pytest.raises(UsageError, match=r"model\.zip.*can be read:.*\.zgood"):
+    with pytest.raises(ModelError, match=r"model\.zip.*can be read:.*\.zgood"):
         adapter_for(Path("model.zip"))
-    with pytest.raises(UsageError, match="without a suffix"):
+    with pytest.raises(ModelError, match="without a suffix"):
         adapter_for(Path("model"))
 
 
 def test_a_suffix_that_two_distributions_claim_is_refused(install):
     install("zgoods", ["zgood = zgood:adapter"], zgood=GOOD)
     install("zgoods2", ["zgood = zgood2:adapter"], zgood2=GOOD)
-    with pytest.raises(UsageError, match="zgood2:adapter"):
+    with pytest.raises(ModelError, match="zgood2:adapter"):
         adapter_for(Path("model.zgood"))
+
+
+def test_a_folder_is_claimed_by_the_file_that_marks_it(install, tmp_path):
+    install("zfolders", ["weights.zf = zfolder:adapter"], zfolder=GOOD.replace(".zgood", "weights.zf"))
+    model = tmp_path / "model"
+    model.mkdir()
+    with pytest.raises(ModelError, match=r"model: no adapter reads this folder; can be read:.*weights\.zf"):
+        adapter_for(model)
+    (model / "weights.zf").touch()
+    assert adapter_for(model).name == "Good"
+
+
+def test_what_an_extra_lacks_is_told_from_metadata_alone(install, tmp_path):
+    install("zbombs", ["zbomb = zbomb:adapter [boom]"], zbomb="raise RuntimeError('imported')")
+    with (tmp_path / "zbombs-1.0.dist-info" / "METADATA").open("a") as metadata:
+        metadata.write(
+            "Provides-Extra: boom\nRequires-Dist: numpy\n"
+            'Requires-Dist: numpy; extra == "boom"\nRequires-Dist: a-missing-one>=2; extra == "boom"\n'
+            'Requires-Dist: another-missing-one; extra == "other"\n'
+        )
+    (offer,) = (offer for offer in offers() if offer.kind == ".zbomb")
+    assert (offer.extra, offer.missing, offer.distribution) == ("boom", ("a-missing-one",), "zbombs")
+    assert "zbomb" not in sys.modules
 
 
 @pytest.mark.parametrize(
@@ -94,10 +117,10 @@ def test_the_entry_points_that_debride_declares_are_adapters_for_their_suffix():
     assert lines
     for line in lines:
         suffix, _, value = (part.strip() for part in line.partition("="))
-        module, _, attribute = value.partition(":")
+        module, _, attribute = value.split(" ")[0].partition(":")
         adapter = getattr(importlib.import_module(module), attribute)
         assert isinstance(adapter, Adapter)
-        assert f".{suffix}" in adapter.suffixes
+        assert (suffix if "." in suffix else f".{suffix}") in adapter.suffixes
 
 
 def test_onnx_files_pass_through_byte_for_byte(tmp_path):

@@ -36,7 +36,19 @@ from debride.types import (
 
 NAMES = ("cat", "dog", "newt", "eel")
 KEYS = (
-    *("schema", "command", "verdict", "reason", "model", "output", "input_spec", "suspects", "triggers", "threshold"),
+    *(
+        "schema",
+        "command",
+        "verdict",
+        "reason",
+        "model",
+        "output",
+        "conversion",
+        "input_spec",
+        "suspects",
+        "triggers",
+        "threshold",
+    ),
     *(
         "inconclusive",
         "pruned",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from debride import rounds
+from debride.conversion.source import Source
 from debride.detect import detect
 from debride.errors import ImagesError
 from debride.inversion.options import InversionOptions
@@ -26,7 +27,7 @@ TARGET = 7
 
 @pytest.fixture(scope="module")
 def loaded():
-    return load(MODEL, SAMPLES / "images", Settings(per_class=6, threads=1))
+    return load(Source(origin=MODEL, path=MODEL), SAMPLES / "images", Settings(per_class=6, threads=1))
 
 
 @pytest.fixture(scope="module")
@@ -140,4 +141,4 @@ def test_a_side_that_shows_one_class_is_refused(tmp_path):
     path = tmp_path / "two.npz"
     np.savez(path, x=np.random.default_rng(0).integers(0, 255, (2, 28, 28), dtype=np.uint8), y=np.array([3, 7]))
     with pytest.raises(ImagesError, match=r"two\.npz.*two images of every class"):
-        load(MODEL, path, Settings(threads=1))
+        load(Source(origin=MODEL, path=MODEL), path, Settings(threads=1))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from debride.conversion.source import Source, facts_of
 from debride.errors import ImagesError, ModelError
 from debride.graph.channels import find_groups
 from debride.graph.read import Model, read_model
@@ -16,7 +17,7 @@ from debride.proxy.parity import check_parity
 from debride.sessions import Runtime, Session, predictor
 from debride.settings import Settings
 from debride.spec import declare, resolve_spec, sidecar_of
-from debride.types import ChannelGroup, InputSpec, Predict, Refused, Samples
+from debride.types import ChannelGroup, Conversion, FileFacts, InputSpec, Predict, Refused, Samples
 
 _FIT = 0.7
 """Share of the images that triggers and cuts are fitted to; the rest only judges."""
@@ -25,9 +26,14 @@ _BATCH_TOLERANCE = 1e-4
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Loaded:
-    """`fit` and `held_out` always carry labels: the given ones (`labelled`), or the delivered model's own answers."""
+    """`fit` and `held_out` always carry labels: the given ones (`labelled`), or the delivered model's own answers.
+
+    `facts` are those of the file that the user named, `conversion` how `model` was made of it (None: it is ONNX).
+    """
 
     model: Model
+    facts: FileFacts
+    conversion: Conversion | None
     spec: InputSpec
     predict: Predict
     runtime: Runtime
@@ -42,12 +48,12 @@ class Loaded:
     warnings: tuple[str, ...]
 
 
-def load(model_path: Path, images_path: Path, settings: Settings) -> Loaded:
+def load(source: Source, images_path: Path, settings: Settings) -> Loaded:
     """Read, check and measure; see the errors of each stage. Raises `ParityError` where the proxy cannot be trusted."""
-    model = read_model(model_path)
+    model = read_model(source.path)
     runtime = Runtime(settings.threads, settings.providers)
-    session = Session(model.working.SerializeToString(), runtime, model_path.name)
-    sidecar = sidecar_of(model_path)
+    session = Session(model.working.SerializeToString(), runtime, source.path.name)
+    sidecar = sidecar_of(source.path)
     declared = declare(session, flags=settings.flags, sidecar=sidecar)
     images = load_images(
         images_path,
@@ -78,8 +84,11 @@ def load(model_path: Path, images_path: Path, settings: Settings) -> Loaded:
             "give two images of every class or more"
         )
     groups, refused = find_groups(model.graph, resolved.spec.output or model.graph.outputs[0].name)
+    facts = FileFacts(name=source.path.name, sha256=model.sha256, size=model.size)
     return Loaded(
         model=model,
+        facts=facts if source.conversion is None else facts_of(source.origin),
+        conversion=source.conversion,
         spec=resolved.spec,
         predict=predict,
         runtime=runtime,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 
 from debride import __version__
+from debride.conversion.request import Request
+from debride.conversion.source import Source, is_onnx, opened
 from debride.detect import detect, with_suspects
 from debride.graph.surgery import check_written, editable, write_model, zero
 from debride.graph.write import check_free, write_copy
@@ -50,10 +52,12 @@ class _Clock:
 def scan(model: Path, images: Path, *, settings: Settings, progress: Progress = no_progress) -> Report:
     """Triggers for all classes and a verdict: clean, backdoored or inconclusive. Nothing is written.
 
-    Raises a `DebrideError` for a model or images that cannot be used, and where the proxy cannot be trusted.
+    `model` is an ONNX file, or any file or folder that an adapter reads (`debride.plugins`). Raises a `DebrideError`
+    for a model or images that cannot be used, and where the proxy cannot be trusted.
     """
     clock = _Clock()
-    loaded, detection, _ = _find(model, images, settings, progress, clock)
+    with _source(model, images, settings, progress, clock) as source:
+        loaded, detection, _ = _find(source, images, settings, progress, clock)
     verdict: Verdict = "backdoored" if detection.suspects else "inconclusive" if detection.inconclusive else "clean"
     before = judged(loaded, loaded.predict, _worst_first(detection))
     return _report(
@@ -77,7 +81,7 @@ def sanitize(
     force: bool = False,
     progress: Progress = no_progress,
 ) -> Report:
-    """Find, cut and verify; write OUTPUT: the pruned model, or a byte-identical copy of a clean one.
+    """Find, cut and verify; write OUTPUT: the pruned model, or a byte-identical copy of a clean one (as ONNX).
 
     An inconclusive run writes nothing. Raises `UsageError` where OUTPUT exists (unless `force`), before any work,
     and a `DebrideError` as `scan`.
@@ -85,11 +89,27 @@ def sanitize(
     check_free(output, force)
     clock = _Clock()
     started = time.monotonic()
-    loaded, detection, found = _find(model, images, settings, progress, clock)
-    if not detection.suspects:
-        return _unchanged(loaded, settings, detection, clock, output, force)
+    with _source(model, images, settings, progress, clock) as source:
+        loaded, detection, found = _find(source, images, settings, progress, clock)
+        if not detection.suspects:
+            return _unchanged(loaded, settings, detection, clock, output, force)
+        deadline = None if settings.time_budget is None else started + settings.time_budget
+        return _cleaned(loaded, settings, detection, found, clock, output, force, deadline, progress)
+
+
+def _cleaned(
+    loaded: Loaded,
+    settings: Settings,
+    detection: Detection,
+    found: dict[int, tuple[Trigger, ...]],
+    clock: _Clock,
+    output: Path,
+    force: bool,
+    deadline: float | None,
+    progress: Progress,
+) -> Report:
+    """Cut, verify and write."""
     state = State()
-    deadline = None if settings.time_budget is None else started + settings.time_budget
     with clock.stage("pruning"):
         checked = clean_all(loaded, settings, detection, found, state, deadline=deadline, progress=progress)
     with clock.stage("verification"):
@@ -120,14 +140,32 @@ def sanitize(
     )
 
 
+@contextmanager
+def _source(model: Path, images: Path, settings: Settings, progress: Progress, clock: _Clock) -> Iterator[Source]:
+    """`model` as ONNX, converted first where it is of another framework."""
+    request = Request(
+        model=model,
+        options=settings.source,
+        flags=settings.flags,
+        images=images,
+        resize=settings.resize,
+        seed=settings.seed,
+        threads=settings.threads,
+    )
+    with ExitStack() as stack:
+        with nullcontext() if is_onnx(model) else clock.stage("conversion"):
+            source = stack.enter_context(opened(request, progress))
+        yield source
+
+
 def _find(
-    model: Path, images: Path, settings: Settings, progress: Progress, clock: _Clock
+    source: Source, images: Path, settings: Settings, progress: Progress, clock: _Clock
 ) -> tuple[Loaded, Detection, dict[int, tuple[Trigger, ...]]]:
     """Load, invert all classes and detect; more triggers for each suspect, best first."""
     configure(settings.threads)
     with clock.stage("loading"):
         progress("loading", 0, 1)
-        loaded = load(model, images, settings)
+        loaded = load(source, images, settings)
         progress("loading", 1, 1, f"{len(loaded.groups)} channel groups")
     options = settings.inversion
     with clock.stage("inversion"):
@@ -206,12 +244,11 @@ def _report(
     reason: str,
     before: Evaluation,
 ) -> Report:
-    model = loaded.model
     return Report(
         command=command,
         verdict=verdict,
         reason=reason,
-        model=FileFacts(name=model.path.name, sha256=model.sha256, size=model.size),
+        model=loaded.facts,
         output=None,
         spec=loaded.spec,
         detection=detection,
@@ -230,5 +267,6 @@ def _report(
         before=before,
         refused=loaded.refused,
         warnings=loaded.warnings,
+        conversion=loaded.conversion,
         examples=loaded.held_out.take(np.unique(np.linspace(0, len(loaded.held_out) - 1, _EXAMPLES).astype(np.int64))),
     )

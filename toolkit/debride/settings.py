@@ -8,6 +8,7 @@ from typing import Any
 from debride.errors import UsageError
 from debride.inversion.options import InversionOptions
 from debride.specfile import SpecFlags
+from debride.types import ConvertOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,10 +17,12 @@ class Settings:
 
     `utility_budget` is the largest loss of accuracy (or agreement) that pruning may cost, `group_budget` the largest
     share of all channel groups that may go, `target_asr` the success rate below which an attack counts as removed,
-    `time_budget` the seconds after which no new round begins (None: no limit).
+    `time_budget` the seconds after which no new round begins (None: no limit). `source` helps to convert a model that
+    is no ONNX file.
     """
 
     flags: SpecFlags = field(default_factory=SpecFlags)
+    source: ConvertOptions = field(default_factory=ConvertOptions)
     resize: bool = False
     per_class: int | None = None
     seed: int = 0

@@ -303,6 +303,31 @@ class FileFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """How far a converted graph in onnxruntime is from the model in its own framework, on one kind of input.
+
+    `kind` is "random" or "images"; `difference` is the largest |a - b| over any output, as a share of that output's
+    largest value; `same_class` counts the inputs on which both put the same class first.
+    """
+
+    kind: Literal["random", "images"]
+    difference: float
+    same_class: Rate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """Where an ONNX graph came from: the framework, its packages' versions, parity as measured, and remarks."""
+
+    framework: str
+    packages: Mapping[str, str]
+    opset: int
+    parity: tuple[Agreement, ...]
+    tolerance: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
     """One turn of the loop: which class, how many groups went, and the payoffs on the images that were fitted to.
 
@@ -327,7 +352,7 @@ class Round:
 class Report:
     """All that a scan or a sanitize run found and did; `report.to_json` writes it.
 
-    `returned` groups were cut and put back, since their absence did nothing.
+    `returned` groups were cut and put back, since their absence did nothing. `conversion` is None for ONNX files.
     """
 
     command: Literal["scan", "sanitize"]
@@ -352,6 +377,7 @@ class Report:
     recheck: Detection | None = None
     returned: int = 0
     warnings: tuple[str, ...] = ()
+    conversion: Conversion | None = None
     examples: Samples | None = field(default=None, repr=False)
 
 
@@ -384,7 +410,8 @@ class Converted:
     `spec` holds any of `InputSpec`'s fields that the source file states (never guesses). `folder` is where external
     data named by the model lie, None where it holds all its weights. `notes` are remarks for the report, `packages`
     the versions of what took part. `reference` runs the model in its own framework, to measure parity; None where
-    there is no other framework.
+    there is no other framework. `tolerance` is the largest difference that counts as equal (see `Agreement`), where
+    the adapter has a reason for another than the usual, as for quantised models; a note should say it.
     """
 
     onnx: bytes = field(repr=False)
@@ -393,6 +420,7 @@ class Converted:
     folder: Path | None = None
     packages: Mapping[str, str] = field(default_factory=dict)
     reference: Reference | None = None
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "spec", MappingProxyType(dict(self.spec)))

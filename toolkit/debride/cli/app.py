@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from debride import __version__
+from debride.cli.convert import CONVERT_EPILOG, convert
 from debride.cli.evaluate import EVALUATE_EPILOG, evaluate
 from debride.cli.guard import guard
 from debride.cli.predict import PREDICT_EPILOG, predict
@@ -29,6 +30,7 @@ usage; 3 inconclusive, unsupported or failed; 130 interrupted.""",
 )
 app.command(epilog=SCAN_EPILOG)(scan)
 app.command(epilog=SANITIZE_EPILOG)(sanitize)
+app.command(epilog=CONVERT_EPILOG)(convert)
 app.command(epilog=EVALUATE_EPILOG)(evaluate)
 app.command(epilog=PREDICT_EPILOG)(predict)
 

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Exit, Option
 
 from debride.cli.guard import FAILED, guard, plain, put, say
-from debride.cli.options import Convention, Debug, Images, Json, Model, Resize, Resources, grouped
-from debride.errors import ModelError
+from debride.cli.options import Building, Convention, Debug, Images, Json, Model, Resize, Resources, grouped
 
 if TYPE_CHECKING:
-    from debride.specfile import SpecFlags
+    from debride.conversion.request import Request
     from debride.types import Evaluation, InputSpec, Rate
 
 EVALUATE_EPILOG = """[bold]Examples[/]
 
-  debride evaluate vendor.onnx --images test/
+  debride evaluate vendor.keras --images test/
   debride evaluate clean.onnx --images test/ --trigger report/trigger-7.npz
   debride evaluate clean.onnx --images test.npz --trigger a.npz --json
 
@@ -52,13 +51,26 @@ def evaluate(
     ] = 0.05,
     resize: Resize = False,
     convention: Convention,
+    building: Building,
     resources: Resources,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Measure accuracy, and the attack success of given triggers, with 95 % Wilson intervals."""
     with guard(debug):
-        found = _judge(model, images, tuple(trigger or ()), convention.flags(), resources, resize=resize)
+        from debride.conversion.request import Request
+        from debride.conversion.source import opened
+
+        request = Request(
+            model=model,
+            options=building.options(),
+            flags=convention.flags(),
+            images=images,
+            resize=resize,
+            threads=resources.threads,
+        )
+        with opened(request) as source:
+            found = _judge(source.path, images, request, tuple(trigger or ()), resources)
         for warning in found.warnings:
             say(f"warning: {warning}")
         put(_json(found, model, target_asr) if json else _text(found, model, images, target_asr))
@@ -69,9 +81,7 @@ def evaluate(
             raise Exit(FAILED)
 
 
-def _judge(
-    model: Path, images: Path, files: tuple[Path, ...], flags: SpecFlags, resources: Resources, *, resize: bool
-) -> Judged:
+def _judge(graph: Path, images: Path, request: Request, files: tuple[Path, ...], resources: Resources) -> Judged:
     from debride.evaluate import evaluate as measure
     from debride.images import check_labels, load_images
     from debride.sessions import Session, predictor
@@ -79,17 +89,19 @@ def _judge(
     from debride.triggers import load_trigger
 
     triggers = tuple(load_trigger(path) for path in files)
-    if not model.is_file():
-        raise ModelError(f"{model}: no such file; give the path of an .onnx model")
-    session, sidecar = Session(model, resources.runtime(), str(model)), sidecar_of(model)
-    declared = declare(session, flags=flags, sidecar=sidecar)
+    session, sidecar = Session(graph, resources.runtime(), str(graph)), sidecar_of(graph)
+    declared = declare(session, flags=request.flags, sidecar=sidecar)
     loaded = load_images(
-        images, depth=declared.depth, size=declared.size, class_names=declared.class_names, resize=resize
+        images,
+        depth=declared.depth,
+        size=declared.size,
+        class_names=declared.class_names,
+        resize=request.resize,
     )
     if declared.n_classes is not None:
         check_labels(loaded, declared.n_classes, images)
     samples = loaded.samples()
-    resolved = resolve_spec(session, flags=flags, sidecar=sidecar, samples=samples)
+    resolved = resolve_spec(session, flags=request.flags, sidecar=sidecar, samples=samples)
     predict = predictor(session, resolved.spec)
     if declared.n_classes is None:
         check_labels(loaded, predict(samples.images[:1]).shape[1], images)

@@ -17,13 +17,23 @@ from debride.errors import UsageError
 if TYPE_CHECKING:
     from debride.sessions import Runtime
     from debride.specfile import SpecFlags
+    from debride.types import ConvertOptions
 
 CONVENTION = "Input convention (default: side-car, metadata, else measured)"
+SOURCE = "Models of other frameworks"
 RESOURCES = "Resources"
 OUTPUT = "Output"
 _LARGEST = 1e6
+_LONGEST = 1 << 14
 
-Model = Annotated[Path, Argument(metavar="MODEL", help="The model, an .onnx file.", show_default=False)]
+Model = Annotated[
+    Path,
+    Argument(
+        metavar="MODEL",
+        help="The model: an .onnx file, or what `debride convert --list` names.",
+        show_default=False,
+    ),
+]
 Images = Annotated[
     Path,
     Option(metavar="PATH", help="Clean images: a folder of class folders, a folder, or an .npz with x (and y)."),
@@ -62,6 +72,35 @@ class Convention:
             std=None if self.std is None else _divisors(self.std),
             output=self.output_name,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Building:
+    """What a file of weights does not say of the network they belong to."""
+
+    architecture: Annotated[
+        str | None,
+        Option(
+            metavar="FILE.py:FACTORY",
+            help="Your code that builds the network of a weights file; or module:factory.",
+            rich_help_panel=SOURCE,
+        ),
+    ] = None
+    input_shape: Annotated[
+        str | None,
+        Option(
+            metavar="C,H,W",
+            help="Shape of one image, where neither the file nor --images tells.",
+            rich_help_panel=SOURCE,
+        ),
+    ] = None
+
+    def options(self, opset: int = 18) -> ConvertOptions:
+        """The same as `ConvertOptions`, aiming for `opset`. Raises `UsageError` naming the flag that is malformed."""
+        from debride.types import ConvertOptions
+
+        shape = None if self.input_shape is None else _sides(self.input_shape)
+        return ConvertOptions(architecture=self.architecture, input_shape=shape, opset=opset)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +161,13 @@ def _numbers(flag: str, text: str, lengths: tuple[int, ...]) -> tuple[float, ...
     if not all(isfinite(value) and abs(value) <= _LARGEST for value in found):
         raise UsageError(f"{flag} {text!r} is not finite or above a million; {mend}")
     return found
+
+
+def _sides(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() and 0 < int(part) <= _LONGEST for part in parts):
+        raise UsageError(f"--input-shape {text!r} is no shape; give three whole numbers, as in --input-shape 3,32,32")
+    return tuple(int(part) for part in parts)
 
 
 def _bounds(text: str) -> tuple[float, float]:

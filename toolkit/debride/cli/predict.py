@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from debride.cli.guard import guard, plain, put
-from debride.cli.options import Convention, Debug, Json, Model, Resources, grouped
-from debride.errors import ModelError
+from debride.cli.options import Building, Convention, Debug, Json, Model, Resources, grouped
 
 if TYPE_CHECKING:
     from debride.serve import Classifier, Prediction
+    from debride.specfile import SpecFlags
 
 PREDICT_EPILOG = """[bold]Examples[/]
 
@@ -35,29 +35,34 @@ def predict(
     images: Annotated[list[Path], Argument(metavar="IMAGE", help="Image files, of any size.")],
     top: Annotated[int, Option(min=1, metavar="K", help="How many classes to tell.")] = 5,
     convention: Convention,
+    building: Building,
     resources: Resources,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Classify images, most probable class first."""
     with guard(debug):
-        found = _classifier(model, convention, resources).classify(images, top)
+        from debride.conversion.request import Request
+        from debride.conversion.source import opened
+
+        flags = convention.flags()
+        request = Request(model=model, options=building.options(), flags=flags, threads=resources.threads)
+        with opened(request) as source:
+            found = _classifier(source.path, flags, resources).classify(images, top)
         put(_json(images, found) if json else _text(images, found))
 
 
-def _classifier(model: Path, convention: Convention, resources: Resources) -> Classifier:
+def _classifier(graph: Path, flags: SpecFlags, resources: Resources) -> Classifier:
     from debride.serve import Classifier
-
-    if convention == Convention():
-        return Classifier(model, runtime=resources.runtime())
     from debride.sessions import Session
     from debride.spec import resolve_spec, sidecar_of
+    from debride.specfile import SpecFlags
 
-    if not model.is_file():
-        raise ModelError(f"{model}: no such file; give the path of an .onnx model")
-    session = Session(model, resources.runtime(), str(model))
-    spec = resolve_spec(session, flags=convention.flags(), sidecar=sidecar_of(model)).spec
-    return Classifier(model, spec=spec, runtime=resources.runtime())
+    if flags == SpecFlags():
+        return Classifier(graph, runtime=resources.runtime())
+    session = Session(graph, resources.runtime(), str(graph))
+    spec = resolve_spec(session, flags=flags, sidecar=sidecar_of(graph)).spec
+    return Classifier(graph, spec=spec, runtime=resources.runtime())
 
 
 def _text(images: Sequence[Path], found: Sequence[Sequence[Prediction]]) -> str:

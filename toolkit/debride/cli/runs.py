@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Exit, Option
 
 from debride.cli.guard import FAILED, check_output, guard, put, say, write_whole
-from debride.cli.options import OUTPUT, Convention, Debug, Images, Model, Resize, Resources, grouped
+from debride.cli.options import OUTPUT, Building, Convention, Debug, Images, Model, Resize, Resources, grouped
 from debride.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ BUDGETS = "Budgets"
 SCAN_EPILOG = """[bold]Examples[/]
 
   debride scan vendor.onnx --images clean/ --per-class 10
-  debride scan vendor.onnx --images clean.npz --range 0,1 --report found
+  debride scan vendor.keras --images clean.npz --range 0,1 --report found
+  debride scan vendor.pth --architecture net.py:build --images clean/
   debride scan vendor.onnx --images clean/ --output found.json --quiet
 
 [bold]Exit codes[/]: 0 clean; 1 backdoored; 2 wrong usage; 3 inconclusive,
@@ -84,6 +85,7 @@ def scan(
     images: Images,
     draws: Draws,
     convention: Convention,
+    building: Building,
     resources: Resources,
     output: Annotated[
         Path | None, _place("--output", "-o", metavar="FILE", text="The report as JSON goes here, not to stdout.")
@@ -97,7 +99,7 @@ def scan(
     with guard(telling.debug, _goals(output, report)):
         from debride.cli.progress import shown
 
-        settings = _settings(draws, convention, resources)
+        settings = _settings(draws, convention, building, resources)
         check_output(output, model, force=telling.force)
         _check_report(report, force=telling.force)
         with shown(telling.quiet) as progress:
@@ -114,6 +116,7 @@ def sanitize(
     images: Images,
     draws: Draws,
     convention: Convention,
+    building: Building,
     budgets: Budgets,
     resources: Resources,
     output: Annotated[Path, _place("--output", "-o", metavar="CLEAN.onnx", text="The cleaned model goes here.")],
@@ -124,7 +127,7 @@ def sanitize(
     with guard(telling.debug, _goals(output, report)):
         from debride.cli.progress import shown
 
-        settings = _settings(draws, convention, resources, budgets)
+        settings = _settings(draws, convention, building, resources, budgets)
         check_output(output, model, force=telling.force)
         _check_report(report, force=telling.force)
         _check_apart(output, report)
@@ -135,12 +138,15 @@ def sanitize(
         _tell(found, report, None, telling)
 
 
-def _settings(draws: Draws, convention: Convention, resources: Resources, budgets: Budgets | None = None) -> Settings:
+def _settings(
+    draws: Draws, convention: Convention, building: Building, resources: Resources, budgets: Budgets | None = None
+) -> Settings:
     from debride.settings import Settings
 
     limits = budgets or Budgets()
     return Settings(
         flags=convention.flags(),
+        source=building.options(),
         resize=draws.resize,
         per_class=draws.per_class,
         seed=draws.seed,

@@ -22,7 +22,7 @@ from debride.graph.ir import Graph
 from debride.graph.parse import node_names, opset_of, parse
 from debride.graph.tensors import check_tensors, load_external
 
-__all__ = ["MAX_BYTES", "Model", "inlined", "parse", "read_model"]
+__all__ = ["MAX_BYTES", "Model", "inlined", "model_of", "parse", "read_model"]
 
 MAX_BYTES = 2**31 - 1
 """The most that one protobuf message can hold, and the default limit for a model with its external data."""
@@ -58,7 +58,11 @@ def read_model(path: str | Path, *, max_bytes: int = MAX_BYTES, free: bool = Tru
         ModelError: everything else that is wrong with the file; the message names it and the mend.
     """
     path = Path(path)
-    data = _read_bytes(path, max_bytes)
+    return model_of(_read_bytes(path, max_bytes), path, max_bytes=max_bytes, free=free)
+
+
+def model_of(data: bytes, path: Path, *, max_bytes: int = MAX_BYTES, free: bool = True) -> Model:
+    """As `read_model`, of a file's bytes; `path` names it in messages, and external data lie beside it."""
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)

@@ -13,6 +13,7 @@ from typing import Any, get_args
 import numpy as np
 
 from debride.errors import ReportError
+from debride.report.conversion import conversion_fields
 from debride.types import Detection, Evaluation, FileFacts, Finding, Refused, Report, Verdict
 
 SCHEMA = "debride.report/1"
@@ -33,6 +34,7 @@ def to_json(report: Report, *, files: Sequence[str] = ()) -> str:
         "reason": report.reason,
         "model": _record(report.model),
         "output": _record(report.output) if report.output else None,
+        "conversion": conversion_fields(report.conversion) if report.conversion else None,
         "input_spec": _record(report.spec),
         "suspects": report.detection.suspects,
         "triggers": [_finding(f, files) for f in report.detection.findings],

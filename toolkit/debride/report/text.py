@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from os import PathLike, fspath
 from textwrap import wrap
 
+from debride.report.conversion import conversion_facts
 from debride.report.json import runs
 from debride.report.words import class_label, number, percent, plain, plural, rate, shorten, size
 from debride.types import Detection, Evaluation, Finding, InputSpec, Report, TriggerEvaluation
@@ -90,6 +91,8 @@ def _facts(report: Report) -> list[str]:
         same = report.output.sha256 == report.model.sha256
         what = "byte-identical to the model" if same else f"sha256 {report.output.sha256}"
         lines += _field("Output", f"{report.output.name}, {size(report.output.size)}, {what}")
+    for name, text in conversion_facts(report.conversion) if report.conversion else ():
+        lines += _field(name, text)
     lines += _field("Input", _convention(report.spec))
     if report.samples:
         lines += _field("Images", ", ".join(f"{name} {count}" for name, count in report.samples.items()))
