@@ -2,6 +2,7 @@
 #
 #   make demo        sanitize the sample model of samples/; the report goes to demo-out/report
 #   make test        all tests but the slow ones        make test-slow   those, minutes each
+#   make test-frameworks   those that need Keras, TensorFlow and JAX, which it installs
 #   make lint        ruff, mypy, import contracts       make bench       measure against the vendor models
 #
 #   EXTRA=gpu        onnxruntime for CUDA instead of the CPU's
@@ -23,6 +24,8 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLA
 	$(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 RUN_STAMP := $(VENV)/.installed-$(EXTRA)
 TEST_STAMP := $(VENV)/.installed-$(EXTRA)-test
+FRAMEWORKS := keras,tensorflow,jax
+FRAMEWORKS_STAMP := $(VENV)/.installed-$(EXTRA)-frameworks
 
 DEMO_MODEL := samples/fashion-backdoored.onnx
 DEMO_IMAGES := samples/images
@@ -30,7 +33,7 @@ DEMO_OUT := demo-out
 DEMO_EVALUATE = --images $(DEMO_IMAGES) --trigger samples/true-trigger.npz
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint bench clean
+.PHONY: help demo test test-slow test-frameworks lint bench clean
 
 help:
 	@sed -n '/^#   /s/^#   //p' Makefile
@@ -50,6 +53,10 @@ $(TEST_STAMP): $(RUN_STAMP)
 	$(PIP) --editable '.[$(EXTRA),test]'
 	@touch $@
 
+$(FRAMEWORKS_STAMP): $(TEST_STAMP)
+	$(PIP) --editable '.[$(EXTRA),test,$(FRAMEWORKS)]'
+	@touch $@
+
 # Exit code 1 of the first evaluation is the finding that the demo is about.
 demo: $(RUN_STAMP)
 	@mkdir -p $(DEMO_OUT)
@@ -63,9 +70,12 @@ demo: $(RUN_STAMP)
 	@echo "== the cleaned model: $(DEMO_OUT)/clean.onnx; the report: $(DEMO_OUT)/report"
 
 test: $(TEST_STAMP)
-	$(BIN)/python -m pytest -q -m "not slow" $(TEST_FLAGS)
+	$(BIN)/python -m pytest -q -m "not slow and not frameworks" $(TEST_FLAGS)
 
-test-slow: $(TEST_STAMP)
+test-frameworks: $(FRAMEWORKS_STAMP)
+	$(BIN)/python -m pytest -q -m "frameworks and not slow" $(TEST_FLAGS)
+
+test-slow: $(FRAMEWORKS_STAMP)
 	$(BIN)/python -m pytest -q -m slow $(TEST_FLAGS)
 
 lint: $(TEST_STAMP)
