@@ -87,7 +87,7 @@ def misbehave(what, path, options):
         case "error":
             raise KeyError("a bug in the framework")
         case "shape":
-            raise UsageError(f"shape {options.input_shape}")
+            raise UsageError(f"shape {options.input_shape or options.images_shape}")
         case "noise":
             print("noise on stdout")
             print("noise on stderr", file=sys.stderr)

@@ -100,9 +100,10 @@ def _exported(
 
 
 def _shape(path: Path, options: ConvertOptions, reason: str) -> tuple[int, ...]:
-    if not options.input_shape:
+    shape = options.input_shape or options.images_shape
+    if not shape:
         raise UsageError(f"{path}: {reason}; say it with --input-shape C,H,W")
-    return options.input_shape
+    return shape
 
 
 adapter = TorchAdapter()

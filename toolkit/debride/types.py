@@ -391,11 +391,14 @@ class ConvertOptions:
 
     `architecture` names the user's own code that builds the network of a weights file: "module:factory" or
     "file.py:factory", where `factory()` returns the network. `input_shape` is the shape of one image as the network
-    takes it, without the batch, e.g. (3, 32, 32). `opset` is the ONNX operator set to aim for.
+    takes it, without the batch, e.g. (3, 32, 32). `images_shape` is (C, H, W) of the clean images, where all have
+    one: no statement, but a network that says nothing of its input probably takes these. `opset` is the ONNX operator
+    set to aim for.
     """
 
     architecture: str | None = None
     input_shape: tuple[int, ...] | None = None
+    images_shape: tuple[int, ...] | None = None
     opset: int = 18
 
 

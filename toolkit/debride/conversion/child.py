@@ -49,8 +49,8 @@ def _convert(request: Request, output: Path) -> Conversion:
     output.parent.mkdir()
     adapter = adapter_for(request.model)
     options = request.options
-    if options.input_shape is None and request.images is not None:
-        options = replace(options, input_shape=_shape_of(request))
+    if request.images is not None:
+        options = replace(options, images_shape=_shape_of(request))
     if options.architecture:
         # The user's own code is looked for where the user stands; nobody else's modules are.
         sys.path.append(str(Path.cwd()))

@@ -62,11 +62,11 @@ def request_from_json(text: str) -> Request:
     """The request in `text`, which the parent wrote."""
     found = json.loads(text)
     options = found.pop("options")
-    shape = options.pop("input_shape")
+    shapes = {name: tuple(options.pop(name) or ()) or None for name in ("input_shape", "images_shape")}
     images = found.pop("images")
     return Request(
         model=Path(found.pop("model")),
-        options=ConvertOptions(**options, input_shape=None if shape is None else tuple(shape)),
+        options=ConvertOptions(**options, **shapes),
         flags=stated(found.pop("flags"), "flags"),
         images=None if images is None else Path(images),
         limits=Limits(**found.pop("limits")),
