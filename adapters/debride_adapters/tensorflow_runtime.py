@@ -1,0 +1,63 @@
+"""TensorFlow itself, imported late, kept quiet and off the accelerators; and the sizes that files are read within."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from debride.errors import ModelError
+
+LIMIT = 2**31 - 1  # protobuf's own limit for one message
+_LOGGERS = ("absl", "tensorflow", "tf2onnx", "h5py")
+
+
+def require(path: Path) -> tuple[Any, Any]:
+    """The modules `tensorflow` and `tf2onnx`, silent and without a GPU; `path` is for the message.
+
+    Raises `ModelError` where either is not installed.
+    """
+    # Read when the library loads, so they have to be set before it does.
+    for name, value in {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "GLOG_minloglevel": "3"}.items():
+        os.environ.setdefault(name, value)
+    try:
+        import tensorflow as tf
+        import tf2onnx
+    except ImportError as error:
+        raise ModelError(f"{path}: reading it takes TensorFlow and tf2onnx; install debride[tensorflow]") from error
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    tf2onnx.logging.set_level(logging.CRITICAL)
+    with contextlib.suppress(RuntimeError):  # already running: then it is the caller who chose the devices
+        tf.config.set_visible_devices([], "GPU")
+    return tf, tf2onnx
+
+
+def versions(tf: Any, tf2onnx: Any) -> dict[str, str]:
+    """What took part in a conversion, by distribution name."""
+    return {"tensorflow": str(tf.__version__), "tf2onnx": str(tf2onnx.__version__)}
+
+
+def read_bounded(path: Path) -> bytes:
+    """The bytes of `path`, at most 2 GiB.
+
+    Raises `ModelError` for a file that cannot be read, is empty or is larger.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(LIMIT + 1)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); give an existing model file") from error
+    if not data:
+        raise ModelError(f"{path}: is empty; export the model again")
+    if len(data) > LIMIT:
+        raise ModelError(f"{path}: larger than 2 GiB, which no converter takes; convert it to ONNX where it was made")
+    return data
+
+
+def one_line(error: Exception) -> str:
+    """What `error` says, on one line and not at length: TensorFlow's own messages carry whole stacks."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 240 else f"{text[:240]}..."
