@@ -81,7 +81,11 @@ def _from_file(architecture: str, file: Path) -> ModuleType:
 
 @contextmanager
 def _importing_from(folder: Path) -> Iterator[None]:
-    sys.path.insert(0, str(folder))
+    """The user's folder comes last: a file in it that is called as an installed package is does not replace that."""
+    if str(folder) in sys.path:
+        yield
+        return
+    sys.path.append(str(folder))
     try:
         yield
     finally:

@@ -75,7 +75,7 @@ def read_archive(path: Path, wanted: re.Pattern[str], dropped: re.Pattern[str]) 
                 if dropped.fullmatch(inner):
                     continue
                 if not wanted.fullmatch(inner):
-                    raise ModelError(f"{path}: holds '{name[:80]}', which no plain model needs; export it again alone")
+                    raise ModelError(f"{path}: holds '{inner[:80]}', which no plain model needs; export it again alone")
                 entries[inner] = archive.read(name)
     except (zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError, NotImplementedError) as error:
         raise ModelError(f"{path}: a damaged archive ({one_line(error)}); copy or save the model again") from error

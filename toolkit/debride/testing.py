@@ -46,7 +46,7 @@ def check_adapter(adapter: Adapter, model: Path, *, options: ConvertOptions | No
         output = Path(folder) / "out.onnx"
         conversion = finish(converted, adapter.name, Request(model=model, options=options), output)
         shape = read_model(output, free=False).graph.inputs[0].shape
-        _require(bool(shape) and shape[0] is None, f"the graph's batch dimension is fixed: its input is {shape}")
+        _require(shape is not None and shape[0] is None, f"the graph's batch dimension is fixed: its input is {shape}")
         _check_refusals(adapter, model, options, Path(folder))
     return conversion
 
@@ -74,10 +74,11 @@ def _check_refusals(adapter: Adapter, model: Path, options: ConvertOptions, fold
 
 
 def _check_refused(adapter: Adapter, path: Path, options: ConvertOptions, what: str) -> None:
-    output = path.with_name("refused.onnx")
     try:
-        # An adapter may leave it to the core to judge the graph, right behind it.
-        finish(adapter.convert(path, options), adapter.name, Request(model=path, options=options), output)
+        with TemporaryDirectory() as folder:
+            # An adapter may leave it to the core to judge the graph, right behind it.
+            request = Request(model=path, options=options)
+            finish(adapter.convert(path, options), adapter.name, request, Path(folder) / "out.onnx")
     except ModelError as error:
         said = str(error)
         _require(said.startswith(str(path)), f"the error for {what} does not begin with the path: {said}")

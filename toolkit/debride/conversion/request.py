@@ -62,11 +62,12 @@ def request_from_json(text: str) -> Request:
     """The request in `text`, which the parent wrote."""
     found = json.loads(text)
     options = found.pop("options")
-    shapes = {name: tuple(options.pop(name) or ()) or None for name in ("input_shape", "images_shape")}
+    for name in ("input_shape", "images_shape"):
+        options[name] = None if options[name] is None else tuple(options[name])
     images = found.pop("images")
     return Request(
         model=Path(found.pop("model")),
-        options=ConvertOptions(**options, **shapes),
+        options=ConvertOptions(**options),
         flags=stated(found.pop("flags"), "flags"),
         images=None if images is None else Path(images),
         limits=Limits(**found.pop("limits")),
