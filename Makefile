@@ -84,7 +84,7 @@ lint: $(TEST_STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(TEST_STAMP)
+bench: $(FRAMEWORKS_STAMP)
 	$(BIN)/python benchmarks/bench_vendor.py
 
 clean:

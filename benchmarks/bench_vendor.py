@@ -22,10 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from debride.conversion.request import Request
+from debride.conversion.source import opened
 from debride.images import load_images
 from debride.sessions import Runtime, Session, predictor
 from debride.spec import SpecFlags, resolve_spec
-from debride.types import FloatArray, IntArray, Samples
+from debride.types import ConvertOptions, FloatArray, IntArray, Samples
 from vendor import ROOT, manifest, parser
 
 HEAD = (
@@ -125,7 +127,9 @@ def convention(entry: Mapping[str, Any]) -> SpecFlags:
 
 def grade(model: Path, entry: Mapping[str, Any], test: Samples, vendor: Path, threads: int) -> Grade:
     """`model` on images that no stage has seen, clean and with the true trigger."""
-    session = Session(model, Runtime(threads), model.name)
+    options = ConvertOptions(architecture=entry.get("architecture"), images_shape=test.images.shape[1:])
+    with opened(Request(model=model, options=options)) as source:
+        session = Session(source.path, Runtime(threads), model.name)
     predict = predictor(session, resolve_spec(session, flags=convention(entry)).spec)
     assert test.labels is not None
     scores = predict(test.images)
@@ -147,6 +151,7 @@ def row(name: str, entry: Mapping[str, Any], seed: int, options: argparse.Namesp
             *("sanitize", str(model), "--images", str(data / f"{entry['data']}_pool.npz")),
             *("--per-class", str(options.per_class), "--seed", str(seed), "--threads", str(options.threads)),
             *("--output", str(output), "--report", str(report), "--quiet"),
+            *(("--architecture", entry["architecture"]) if "architecture" in entry else ()),
         ],
         work / f"{name}-{seed}.log",
     )
@@ -182,10 +187,10 @@ def same(model: Path, output: Path) -> str:
 
 def chosen(entries: Mapping[str, Any], models: str) -> list[str]:
     """The models asked for, or all."""
-    asked = models.split(",") if models else list(entries)
+    asked = models.split(",") if models else [name for name, entry in entries.items() if entry["accuracy"] is not None]
     unknown = [name for name in asked if name not in entries]
     if unknown:
-        sys.exit(f"no ONNX model {unknown[0]!r} in the manifest; it has {', '.join(entries)}")
+        sys.exit(f"no model {unknown[0]!r} in the manifest; it has {', '.join(entries)}")
     return asked
 
 

@@ -8,6 +8,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+ARCHITECTURES = {
+    name: str(ROOT / "samples" / "architectures" / place)
+    for name, place in {
+        "cifar-wrn-grid5": "wrn16.py:wrn16",
+        "cifar-badnet-white1": "badnet_cnn.py:badnet_cnn",
+    }.items()
+}
+"""The networks that the manifest describes for its files of weights."""
 
 
 def parser(text: str | None) -> argparse.ArgumentParser:
@@ -20,10 +28,18 @@ def parser(text: str | None) -> argparse.ArgumentParser:
 
 
 def manifest(shared: Path) -> dict[str, Any] | None:
-    """The entries of the ONNX files, by name; None, and a line that says so, where there is no manifest."""
+    """The entries by name; None, and a line that says so, where there is no manifest.
+
+    `NAME:weights` is the same model as its framework's file of weights, with the `architecture` that they belong to.
+    """
     path = shared / "vendor" / "manifest.json"
     if not path.is_file():
         print(f"skipped: {path} is not there; point --shared at a folder with vendor/ and data/")
         return None
     entries: dict[str, Any] = json.loads(path.read_text())
-    return {name: entry for name, entry in entries.items() if entry["file"].endswith(".onnx")}
+    weights = {
+        f"{name}:weights": {**entry, "file": entry["weights"]["file"], "architecture": ARCHITECTURES[name]}
+        for name, entry in entries.items()
+        if "weights" in entry
+    }
+    return entries | weights

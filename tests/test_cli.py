@@ -12,16 +12,30 @@ import types
 from io import StringIO
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from rich.console import Console
 
 import debride
+import made_up
 from debride.cli import main
 from debride.cli.progress import Bars, Lines, live_bars
+from debride.conversion.source import facts_of
 from debride.errors import ParityError, UsageError
 from debride.specfile import METADATA_KEY, to_json
-from debride.types import Detection, Evaluation, FileFacts, Finding, Rate, Report, Samples, Trigger, TriggerEvaluation
+from debride.types import (
+    ConvertOptions,
+    Detection,
+    Evaluation,
+    FileFacts,
+    Finding,
+    Rate,
+    Report,
+    Samples,
+    Trigger,
+    TriggerEvaluation,
+)
 from tiny import tiny_classifier, tiny_samples, tiny_spec
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -604,3 +618,91 @@ def test_an_interrupted_run_leaves_nothing(tmp_path):
         assert (first != "", child.wait(60)) == (True, 130), rest
     assert rest.endswith("debride: interrupted; nothing was written\n") and "Traceback" not in rest
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """A model file of a made-up framework that the command line can read."""
+    monkeypatch.setenv("PYTHONPATH", made_up.install(tmp_path / "site"))
+    (tmp_path / "model.made").write_text("{}")
+    return tmp_path / "model.made"
+
+
+def test_convert_writes_onnx_and_says_how_equal_it_is(run, made, tmp_path):
+    code, out, err = run("convert", made, "-o", tmp_path / "out.onnx")
+    assert code == 0
+    assert "Made-up (made-up 1.0), to ONNX opset 18" in out
+    assert "the class is the same on 8 of 8" in out
+    assert "conversion:" in err
+    code, out, _ = run("convert", made, "-o", tmp_path / "json.onnx", "--json", "--quiet")
+    found = json.loads(out)
+    assert code == 0
+    assert found["conversion"]["parity"][0]["same_class"] == 1
+    assert found["output"]["sha256"] == facts_of(tmp_path / "json.onnx").sha256
+
+
+def test_convert_lists_what_can_be_read_and_what_that_needs(run):
+    code, out, err = run("convert", "--list")
+    assert (code, err) == (0, "")
+    for kind in (".pt2", ".pth", ".safetensors", ".keras", ".h5", ".tflite", ".onnx", "folder with saved_model.pb"):
+        assert re.search(rf"^{re.escape(kind)} .* debride ", out, re.MULTILINE)
+    offered = {offer["kind"]: offer for offer in json.loads(run("convert", "--list", "--json")[1])}
+    assert offered[".pth"]["missing"] == []
+    assert offered[".keras"]["extra"] == "keras"
+
+
+def test_listing_the_adapters_imports_no_framework():
+    loaded = modules_after("convert", "--list")
+    assert not {"torch", "onnx", "onnxruntime", "keras", "tensorflow", "debride_adapters.torch"}.intersection(loaded)
+
+
+def test_convert_without_a_model_or_an_output_is_wrong_usage(run, made, tmp_path):
+    assert run("convert")[0] == 2
+    code, _, err = run("convert", made)
+    assert code == 2
+    assert "name a MODEL and an --output" in err
+    assert run("convert", made, "-o", made)[0] == 2
+    assert run("convert", made, "-o", tmp_path / "o.onnx", "--input-shape", "3,x,4")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "message"),
+    [
+        ({"wrong": 0.1}, 3, "differs from Made-up"),
+        ({"do": "crash"}, 3, "crashed while converting"),
+        ({"do": "usage"}, 2, "say more"),
+    ],
+)
+def test_convert_ends_with_one_line_and_writes_nothing_where_it_fails(run, made, tmp_path, fields, code, message):
+    made.write_text(json.dumps(fields))
+    found, out, err = run("convert", made, "-o", tmp_path / "out.onnx", "--quiet")
+    assert (found, out) == (code, "")
+    assert re.fullmatch(rf"debride: error: .*model\.made: .*{message}.*\n", err)
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_an_unknown_suffix_is_an_error_with_exit_code_3(run, tmp_path):
+    (tmp_path / "model.zip").write_bytes(b"PK")
+    code, _, err = run("convert", tmp_path / "model.zip", "-o", tmp_path / "out.onnx", "--quiet")
+    assert code == 3
+    assert "no adapter reads .zip; can be read:" in err
+
+
+def test_predict_and_evaluate_take_a_model_of_another_framework(run, made, tmp_path):
+    samples = tiny_samples(2)
+    x = np.rint(samples.images.transpose(0, 2, 3, 1) * 255).astype(np.uint8)
+    np.savez(tmp_path / "images.npz", x=x, y=samples.labels)
+    code, out, _ = run("evaluate", made, "--images", tmp_path / "images.npz", "--json")
+    assert code == 0
+    assert json.loads(out)["model"] == "model.made"
+    assert json.loads(out)["clean"]["rate"] == 1
+    cv2.imwrite(str(tmp_path / "image.png"), x[0, :, :, ::-1])
+    code, out, _ = run("predict", made, tmp_path / "image.png", "--json")
+    assert code == 0
+    assert json.loads(out)[0]["predictions"][0]["index"] == samples.labels[0]
+
+
+def test_scan_hands_on_how_weights_become_a_network(run, stages):
+    run("scan", "m.pth", "--images", "i", "--architecture", "net.py:build", "--input-shape", "3,32,40")
+    (_, _, settings) = stages.calls[0]
+    assert settings.source == ConvertOptions(architecture="net.py:build", input_shape=(3, 32, 40))
