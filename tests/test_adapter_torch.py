@@ -179,6 +179,23 @@ def test_the_module_itself_stays_in_training_mode_with_its_statistics():
     assert difference(converted, module.eval()) <= TOLERANCE
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_wrappers_are_looked_through(wrap):
+    assert difference(from_module(wrap(network("resnet")), SHAPE), network("resnet")) <= TOLERANCE
+
+
+def test_a_program_exported_on_a_gpu_loads_without_one(tmp_path):
+    path = exported(network("resnet"), tmp_path / "model.pt2")
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries.items():
+            moved = data.replace(b'{"type": "cpu", "index": null}', b'{"type": "cuda", "index": 0}')
+            assert (moved != data) == name.endswith("model.json") or name.endswith("config.json")
+            archive.writestr(name, moved)
+    assert difference(adapter.convert(path, ConvertOptions()), network("resnet")) <= TOLERANCE
+
+
 def test_half_precision_weights_are_widened_and_noted():
     converted = from_module(network("resnet").half(), SHAPE)
     assert converted.notes == ("its weights were turned into float32",)

@@ -54,10 +54,18 @@ def from_module(
     """
     what = type(module).__name__
     try:
-        network = copy.deepcopy(module)
+        network = copy.deepcopy(_unwrapped(module))
     except Exception as error:
         raise ModelError(f"{what}: cannot be copied ({one_line(error)}); remove its weight_norm or hooks") from error
     return _exported(what, network, input_shape, options or ConvertOptions(), ())
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The network within `torch.compile`'s and DataParallel's wrappers, which hide what it takes."""
+    inner = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
+    name = inner.get(type(module).__name__)
+    wrapped: nn.Module = getattr(module, name) if name else module
+    return _unwrapped(wrapped) if name else module
 
 
 def _script(path: Path, options: ConvertOptions) -> Converted:

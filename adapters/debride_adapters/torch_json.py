@@ -61,6 +61,15 @@ def _without_remarks(value: Any) -> Any:
     return [_without_remarks(child) for child in value] if isinstance(value, list) else value
 
 
+def on_processor(value: Any) -> Any:
+    """`value` with every device that it names replaced: what was exported on a GPU loads where there is none."""
+    if isinstance(value, dict):
+        if value.keys() == {"type", "index"}:
+            return {"type": "cpu", "index": None}
+        return {key: on_processor(child) for key, child in value.items()}
+    return [on_processor(child) for child in value] if isinstance(value, list) else value
+
+
 def _reasons(value: Any, key: str) -> Iterator[str]:
     """What is wrong within `value`, found under `key`."""
     if isinstance(value, dict):

@@ -17,7 +17,7 @@ from debride.errors import ModelError
 from debride.types import Converted, ConvertOptions
 from debride_adapters.torch_export import INPUT, Exported, converted, output_names, serialized
 from debride_adapters.torch_files import one_line, read_archive, write_archive
-from debride_adapters.torch_json import audited
+from debride_adapters.torch_json import audited, on_processor
 from debride_adapters.torch_run import cause, in_portions, module_reference, quiet
 
 if TYPE_CHECKING:
@@ -44,18 +44,27 @@ def load_program(path: Path) -> ExportedProgram:
     entries = read_archive(path, _WANTED, _DROPPED)
     if _PROGRAM not in entries or _SAMPLES not in entries:
         raise ModelError(f"{path}: holds no program named 'model'; save it with torch.export.save")
-    entries[_PROGRAM] = json.dumps(audited(path, _parsed(path, _PROGRAM, entries[_PROGRAM]))).encode()
-    for name, data in entries.items():
-        if name.endswith("_config.json"):
-            _audit_config(path, name, _parsed(path, name, data))
-        elif name.endswith(".pt"):
-            _audit_pickle(path, name, data)
+    safe = {name: _audited(path, name, data) for name, data in entries.items()}
     try:
-        return torch.export.load(write_archive(entries))
+        with quiet():
+            return torch.export.load(write_archive(safe))
     except Exception as error:
         raise ModelError(
             f"{path}: PyTorch {torch.__version__} cannot load it ({_cause(error)}); export it again with this version"
         ) from error
+
+
+def _audited(path: Path, name: str, data: bytes) -> bytes:
+    if name.endswith(".pt"):
+        return _plain_pickle(path, name, data)
+    if not name.endswith(".json"):
+        return data
+    value = _parsed(path, name, data)
+    if name == _PROGRAM:
+        value = audited(path, value)
+    else:
+        _audit_config(path, name, value)
+    return json.dumps(on_processor(value)).encode()
 
 
 def _parsed(path: Path, name: str, data: bytes) -> Any:
@@ -81,20 +90,23 @@ def _audit_config(path: Path, name: str, config: Any) -> None:
             raise ModelError(f"{path}: '{str(tensor)[:80]}' is no name of a weight; export the model again")
 
 
-def _audit_pickle(path: Path, name: str, data: bytes) -> None:
-    """`torch.export.load` tries the safe way first and then unpickles freely: only what passes the first may go on."""
+def _plain_pickle(path: Path, name: str, data: bytes) -> bytes:
+    """The pickle `data`, read the safe way and written anew: `torch.export.load` falls back to the unsafe one."""
     import torch
 
     if not data:
-        return
+        return data
     try:
-        torch.load(io.BytesIO(data), weights_only=True)
+        value = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except Exception as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"needs {found.group(1)}, which is code" if found else f"cannot be read safely ({one_line(error)})"
         raise ModelError(
             f"{path}: {name} {reason} and is not unpickled; export the model again with plain tensors as inputs"
         ) from error
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
 
 
 def _cause(error: BaseException) -> str:
