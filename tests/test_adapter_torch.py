@@ -18,6 +18,7 @@ from debride.errors import ModelError, UsageError
 from debride.plugins import Adapter
 from debride.types import Converted, ConvertOptions
 from debride_adapters.torch import adapter, from_module
+from debride_adapters.torch_files import kind_of
 from torch_zoo import CLASSES, SHAPE, ZOO, network
 
 ROOT = Path(__file__).parents[1]
@@ -124,8 +125,34 @@ def test_a_program_exported_in_training_mode_is_refused(tmp_path):
 def test_the_kind_of_file_is_told_by_content_and_not_by_suffix(tmp_path):
     script = scripted(network("resnet"), tmp_path / "script.pth")
     program = exported(network("resnet"), tmp_path / "program.pt2").rename(tmp_path / "program.bin")
-    for path in (script, program):
-        assert difference(adapter.convert(path, SHAPED), network("resnet")) <= TOLERANCE
+    torch.save(network("resnet").state_dict(), tmp_path / "weights.pt2")
+    assert (kind_of(script), kind_of(program), kind_of(tmp_path / "weights.pt2")) == ("script", "program", "checkpoint")
+    assert difference(adapter.convert(script, SHAPED), network("resnet")) <= TOLERANCE
+
+
+class Unusual(nn.Module):
+    """Sizes that depend on the batch, infinities, text arguments and a block without gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.mix = (
+            nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect"),
+            nn.Parameter(torch.rand(8, CLASSES)),
+        )
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = (x - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)) / 0.2
+        y = self.conv(x)
+        y = y.reshape(2 * x.shape[0], 4, *y.shape[2:])
+        y = y.masked_fill(y < 0, float("-inf")).amax((2, 3)).reshape(x.shape[0], 8)
+        return torch.einsum("bc,ck->bk", y, self.mix)
+
+
+def test_a_program_with_computed_sizes_infinities_and_nested_blocks_passes_the_audit(tmp_path):
+    module = Unusual().eval()
+    converted = adapter.convert(exported(module, tmp_path / "model.pt2"), ConvertOptions())
+    assert difference(converted, module) <= TOLERANCE
 
 
 class TwoHeads(nn.Module):

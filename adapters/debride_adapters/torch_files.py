@@ -6,14 +6,13 @@ import io
 import pickletools
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from debride.errors import ModelError
 from debride_adapters.archive import check_zip
 
-T = TypeVar("T")
 Kind = Literal["program", "script", "checkpoint", "safetensors"]
 OLDEST = (2, 10)
 _TAR_MAGIC = (257, b"ustar")
@@ -118,20 +117,6 @@ def refuse_old_torch(path: Path | str) -> None:
     version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if version < OLDEST:
         raise ModelError(f"{path}: torch {torch.__version__} cannot load it safely; install torch>=2.10")
-
-
-def guarded(path: Path, doing: str, mend: str, call: Callable[[], T]) -> T:
-    """What `call()` returns; whatever goes wrong within PyTorch becomes one line.
-
-    Raises:
-        ModelError: `call` raised; the message says `doing`, the reason and `mend`.
-    """
-    try:
-        return call()
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(f"{path}: {doing} failed ({one_line(error)}); {mend}") from error
 
 
 def one_line(error: BaseException | str, limit: int = 200) -> str:
