@@ -4,6 +4,7 @@
 #   make test        all tests but the slow ones        make test-slow   those, minutes each
 #   make test-frameworks   those that need Keras, TensorFlow and JAX, which it installs
 #   make lint        ruff, mypy, import contracts       make bench       measure against the vendor models
+#   make bench-adapters     which models of which framework become ONNX, and how equal
 #
 #   EXTRA=gpu        onnxruntime for CUDA instead of the CPU's
 #   CONSTRAINTS=     newest versions instead of the tested ones
@@ -33,7 +34,7 @@ DEMO_OUT := demo-out
 DEMO_EVALUATE = --images $(DEMO_IMAGES) --trigger samples/true-trigger.npz
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-frameworks lint bench clean
+.PHONY: help demo test test-slow test-frameworks lint bench bench-adapters clean
 
 help:
 	@sed -n '/^#   /s/^#   //p' Makefile
@@ -86,6 +87,9 @@ lint: $(TEST_STAMP)
 
 bench: $(FRAMEWORKS_STAMP)
 	$(BIN)/python benchmarks/bench_vendor.py
+
+bench-adapters: $(FRAMEWORKS_STAMP)
+	$(BIN)/python benchmarks/bench_adapters.py
 
 clean:
 	rm -rf $(VENV) $(DEMO_OUT) build dist

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -82,6 +83,8 @@ def misbehave(what, path, options):
             os._exit(7)
         case "memory":
             bytearray(3 << 30)
+        case "scratch":
+            Path(tempfile.mkdtemp(), "copy").write_text("left")
         case "usage":
             raise UsageError(f"{path}: say more")
         case "error":

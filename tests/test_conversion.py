@@ -150,6 +150,13 @@ def test_a_framework_that_hangs_is_ended_with_all_it_started(made, tmp_path, mon
     assert not list((tmp_path / "site").glob("debride-*"))
 
 
+def test_what_a_framework_leaves_in_the_temporary_folder_goes_too(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "site"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    convert(Request(model=made(do="scratch")), tmp_path / "out.onnx")
+    assert not list((tmp_path / "site").rglob("copy"))
+
+
 @pytest.mark.parametrize(
     ("do", "message"),
     [

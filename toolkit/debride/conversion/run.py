@@ -37,10 +37,14 @@ def convert_in(folder: Path, request: Request, progress: Progress = no_progress)
     (folder / REQUEST).write_text(request_to_json(request), "utf-8")
     # -P: a file named like a module, in the folder where the user stands, must not be imported in its place.
     command = [sys.executable, "-P", "-m", "debride.conversion.child", str(folder)]
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    # What it leaves behind goes with the folder; and Keras, which writes a configuration into its home, reads none.
+    homes = dict.fromkeys(("TMPDIR", "TMP", "TEMP", "KERAS_HOME"), str(scratch))
     with (folder / _LOG).open("wb") as log:
         child = subprocess.Popen(
             command,
-            env={**os.environ, **_QUIET},
+            env={**os.environ, **_QUIET, **homes},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
