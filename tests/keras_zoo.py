@@ -101,6 +101,17 @@ def convnext() -> keras.Model:
     return keras.Model(image, layers.Dense(CLASSES, activation="softmax")(x), name="convnext")
 
 
+def resnext() -> keras.Model:
+    """Grouped convolutions, and LayerNormalization on a map of 1x1."""
+    image = keras.Input((32, 32, 3))
+    x = layers.Conv2D(8, 4, strides=4, activation="relu")(image)
+    x = layers.Conv2D(8, 3, padding="same", groups=4)(x)
+    x = layers.Conv2D(12, 8, groups=2)(x)
+    x = layers.LayerNormalization()(layers.Conv2D(12, 1)(x))
+    x = layers.Add()([x, layers.Conv2D(12, 3, padding="same", groups=12)(x)])
+    return keras.Model(image, layers.Dense(CLASSES)(layers.Flatten()(x)), name="resnext")
+
+
 def sequential() -> keras.Model:
     """A Sequential model of grey images that scales its pixels itself."""
     return keras.Sequential(
@@ -145,7 +156,7 @@ def efficientnet() -> keras.Model:
 
 ZOO: dict[str, Callable[[], keras.Model]] = {
     make.__name__: make
-    for make in (resnet, mobilenet, densenet, vit, convnext, sequential, nested, channels_first, efficientnet)
+    for make in (resnet, mobilenet, densenet, vit, convnext, resnext, sequential, nested, channels_first, efficientnet)
 }
 
 

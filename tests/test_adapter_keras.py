@@ -21,7 +21,7 @@ from graph_models import VENDOR
 pytestmark = pytest.mark.frameworks
 ROOT = Path(__file__).parents[1]
 TOLERANCE = 1e-4
-SMALL = ("resnet", "mobilenet", "densenet", "vit", "convnext", "sequential", "nested", "channels_first")
+SMALL = ("resnet", "mobilenet", "densenet", "vit", "convnext", "resnext", "sequential", "nested", "channels_first")
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +125,15 @@ def test_keras_2_depthwise_layers_that_name_groups_are_mended(zoo, tmp_path):
         layer["config"]["groups"] = 1
         file.attrs["model_config"] = json.dumps(config)
     assert parity(adapter.convert(path, ConvertOptions())) <= TOLERANCE
+
+
+def test_an_operation_that_the_exporter_lacks_is_named_with_the_other_backend(zoo):
+    import keras
+
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.Activation("celu")(keras.layers.Conv2D(4, 3)(image))
+    with pytest.raises(ModelError, match=r"no ONNX operator for Expm1\); set KERAS_BACKEND=torch"):
+        from_model(keras.Model(image, keras.layers.Dense(3)(keras.layers.Flatten()(x))))
 
 
 def test_the_opset_asked_for_is_the_opset_written_as_far_as_the_exporter_goes(zoo):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 from debride_adapters.keras_signature import IMAGE, Signature, call
 
@@ -16,32 +19,64 @@ def export(model: Any, signature: Signature, opset: int) -> bytes:
 
     Its input is `IMAGE`, its outputs are `signature.outputs`; the batch is free.
     """
+    import onnx
     import tensorflow as tf
     import tf2onnx
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     spec = tf.TensorSpec((None, *signature.shape), signature.dtype, name=IMAGE)
-    traced = tf.function(lambda image: call(model, image), autograph=False).get_concrete_function(spec)
+    traced = _traced(tf.function(lambda image: call(model, image), autograph=False), spec)
     frozen = convert_variables_to_constants_v2(traced, lower_control_flow=False, aggressive_inlining=True)
     graph = frozen.graph.as_graph_def(add_shapes=True)
     # Constants that a layer keeps outside of its weights (Normalization does) come as further inputs of the graph.
     _fill(graph, {inner.op.name: outer for outer, inner in traced.graph.captures if outer.dtype != tf.resource})
     _without_erfc(graph)
     image, outputs = f"{IMAGE}:0", [tensor.name for tensor in frozen.outputs]
-    proto, _ = tf2onnx.convert.from_graph_def(
-        graph,
-        name=model.name,
-        input_names=[image],
-        output_names=outputs,
-        opset=min(opset, MAX_OPSET),
-        tensors_to_rename={image: IMAGE, **dict(zip(outputs, signature.outputs, strict=True))},
-    )
+    with _no_reshapes():
+        proto, _ = tf2onnx.convert.from_graph_def(
+            graph,
+            name=model.name,
+            input_names=[image],
+            output_names=outputs,
+            opset=min(opset, MAX_OPSET),
+            tensors_to_rename={image: IMAGE, **dict(zip(outputs, signature.outputs, strict=True))},
+        )
     # tf2onnx counts the free dimensions of all models that a process converts.
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    missing = sorted({node.op_type for node in proto.graph.node if not onnx.defs.has(node.op_type, node.domain)})
+    if missing:
+        raise NotImplementedError(f"tf2onnx knows no ONNX operator for {', '.join(missing)}")
     data: bytes = proto.SerializeToString()
     return data
+
+
+@contextmanager
+def _no_reshapes() -> Iterator[None]:
+    """Keeps tf2onnx from writing transposes as reshapes.
+
+    It takes the shapes from before it moved the transposes: on maps of 1x1 LayerNormalization comes out wrong.
+    """
+    from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
+
+    with patch.object(TransposeOptimizer, "post_optimize_action", lambda _: None):
+        yield
+
+
+def _traced(function: Any, spec: Any) -> Any:
+    """The graph of `function`, with all functions that it calls written into it.
+
+    Keras compiles some convolutions (grouped ones) by XLA, as functions that nothing takes apart afterwards.
+    """
+    import tensorflow as tf
+
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        return function.get_concrete_function(spec)
+    finally:
+        tf.config.run_functions_eagerly(before)
 
 
 def _fill(graph: Any, constants: dict[str, Any]) -> None:
