@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from debride.errors import UsageError
+from debride.testing import check_adapter
 from debride.types import ConvertOptions
 from debride_adapters.tensorflow import adapter
 from tf_zoo_files import answers, differ, images, run, zoo
@@ -70,8 +71,11 @@ def test_the_marker_file_stands_for_its_folder():
 
 
 def test_a_fixed_batch_becomes_free():
-    expected = answers("plain")[5]
-    assert differ(run(convert("batch1").onnx, images(5, 8, 8, 3)), expected) < CLOSE
+    converted = convert("batch1")
+    expected, batch = answers("plain")[5], images(5, 8, 8, 3)
+    assert differ(run(converted.onnx, batch), expected) < CLOSE
+    assert differ(converted.reference(batch)[0], expected) < CLOSE
+    assert "the batch was fixed at one image and is free now" in converted.notes
 
 
 def test_an_input_of_bytes_becomes_floats_up_to_255():
@@ -91,6 +95,12 @@ def test_open_sides_stay_open_unless_the_shape_is_given():
 def test_a_shape_that_contradicts_the_file_is_wrong_usage():
     with pytest.raises(UsageError, match=r"takes \(8, 8, 3\) per image, not \(9, 8, 3\)"):
         convert("plain", input_shape=(9, 8, 3))
+
+
+@pytest.mark.parametrize("name", ["plain", "v1-resource", "resnet.pb"])
+def test_the_contract_of_adapters_is_kept(name):
+    found = check_adapter(adapter, zoo() / name)
+    assert max(agreement.difference for agreement in found.parity) < CLOSE
 
 
 def test_debride_reads_the_result_and_finds_its_channels(tmp_path: Path):

@@ -176,6 +176,18 @@ def test_an_operator_that_tensorflow_does_not_know_is_refused(tf, tmp_path):
     refused(edited(tf, zoo() / "plain", tmp_path / "model", rename), "depend on the operator VendorsRelu")
 
 
+def test_the_devices_and_compilers_that_a_file_asks_for_are_not_asked_for(tf, tmp_path):
+    def demand(meta):
+        for function in meta.graph_def.library.function:
+            function.attr["_XlaMustCompile"].b = True
+            for node in function.node_def:
+                node.device = "/job:worker/task:3/device:TPU:7"
+                node.attr["_XlaMustCompile"].b = True
+
+    converted = adapter.convert(edited(tf, zoo() / "plain", tmp_path / "model", demand), ConvertOptions())
+    assert differ(converted.reference(images(5, 8, 8, 3))[0], answers("plain")[5]) < 1e-5
+
+
 def test_a_function_that_calls_what_is_not_there_and_nodes_of_one_name_are_refused(tf, tmp_path):
     def empty(meta):
         del meta.graph_def.library.function[:]

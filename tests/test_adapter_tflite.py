@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from debride.errors import ModelError, UsageError
+from debride.testing import check_adapter
 from debride.types import ConvertOptions
 from debride_adapters.tflite import TOLERANCE, adapter
 from tf_zoo_files import answers, differ, images, run, zoo
@@ -76,12 +77,20 @@ def test_an_8_bit_input_is_taken_as_floats_and_its_range_is_told():
     assert "its 8-bit input holds values from 0 to 1" in " ".join(converted.notes)
 
 
-def test_no_quantised_operator_is_left():
+def test_no_quantised_operator_is_left(tmp_path):
     import onnx
 
-    for name in ("resnet-int8", "resnet-dynamic"):
-        operators = {node.op_type for node in onnx.load_from_string(convert(name).onnx).graph.node}
-        assert not {op for op in operators if "Quantize" in op or "Integer" in op}
+    from debride_adapters.tflite_model import write_tflite
+
+    model = parsed("resnet-dynamic")
+    asking = [op.builtinOptions for op in model.subgraphs[0].operators if hasattr(op.builtinOptions, "weightsFormat")]
+    assert asking
+    for options in asking:
+        options.asymmetricQuantizeInputs = True  # which tf2onnx would translate to operators on 8 bits
+    (tmp_path / "asking.tflite").write_bytes(write_tflite(model))
+    for file in (zoo() / "resnet-int8.tflite", tmp_path / "asking.tflite"):
+        graph = onnx.load_from_string(adapter.convert(file, ConvertOptions()).onnx).graph
+        assert not {node.op_type for node in graph.node if "Quantize" in node.op_type or "Integer" in node.op_type}
 
 
 def test_what_the_file_states_is_stated_and_no_more():
@@ -100,6 +109,12 @@ def test_a_fixed_batch_becomes_free_and_a_class_number_is_left_out():
         batch = images(n, 8, 8, 3)
         assert differ(run(converted.onnx, batch), expected) < CLOSE
         assert differ(converted.reference(batch)[0], expected) < CLOSE
+
+
+@pytest.mark.parametrize("name", ["resnet", "resnet-int8", "batch1"])
+def test_the_contract_of_adapters_is_kept(name):
+    found = check_adapter(adapter, zoo() / f"{name}.tflite")
+    assert found.tolerance == (TOLERANCE if "int8" in name else 1e-3)
 
 
 def test_debride_reads_the_result_and_finds_its_channels(tmp_path: Path):

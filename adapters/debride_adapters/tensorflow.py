@@ -36,6 +36,7 @@ class TensorFlowAdapter:
         from debride_adapters.tensorflow_export import INPUT, freeze, output_names, reference, to_onnx
         from debride_adapters.tensorflow_frozen import read_frozen
         from debride_adapters.tensorflow_saved import read_saved_model
+        from debride_adapters.tensorflow_settle import free_reshapes
         from debride_adapters.tensorflow_signature import stated
 
         if path.name == _MARKER:
@@ -43,15 +44,16 @@ class TensorFlowAdapter:
         source = read_saved_model(path, options) if path.is_dir() else read_frozen(path, options)
         frozen = freeze(tf, source.graph, source.signature, source.variables, path)
         outputs = output_names(len(source.signature.outputs))
+        single = source.signature.single
         spec = {"name": f"{INPUT}:0", **stated(source.signature)}
         if len(outputs) == 1:
             spec["output"] = outputs[0]
         return Converted(
-            onnx=to_onnx(tf2onnx, frozen, outputs, options.opset, path),
+            onnx=to_onnx(tf2onnx, free_reshapes(frozen) if single else frozen, outputs, options.opset, path),
             spec=spec,
             notes=(*source.notes, *source.signature.remarks()),
             packages=versions(tf, tf2onnx),
-            reference=reference(tf, frozen, outputs),
+            reference=reference(tf, frozen, outputs, single=single),
         )
 
 

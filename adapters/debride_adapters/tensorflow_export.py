@@ -97,8 +97,8 @@ def serialized(model: Any, opset: int, path: Path) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def reference(tf: Any, frozen: Any, outputs: Sequence[str]) -> Reference:
-    """Runs `frozen` in TensorFlow: an image batch -> one float32 array per output."""
+def reference(tf: Any, frozen: Any, outputs: Sequence[str], *, single: bool) -> Reference:
+    """Runs `frozen` in TensorFlow, image by image where `single`: an image batch -> one float32 array per output."""
 
     def build(image: Any) -> list[Any]:
         given = {f"{INPUT}:0": image}
@@ -111,7 +111,10 @@ def reference(tf: Any, frozen: Any, outputs: Sequence[str]) -> Reference:
     def run(batch: FloatArray) -> list[FloatArray]:
         return [np.asarray(scores, np.float32) for scores in function(tf.constant(batch, tf.float32))]
 
-    return run
+    def one_by_one(batch: FloatArray) -> list[FloatArray]:
+        return [np.concatenate(rows) for rows in zip(*(run(image[None]) for image in batch), strict=True)]
+
+    return one_by_one if single else run
 
 
 def _feed_floats(tf: Any, frozen: Any, path: Path) -> None:

@@ -38,6 +38,7 @@ def read_frozen(path: Path, options: ConvertOptions) -> Source:
         shape=_shape(image, path, options),
         is_bytes=image.attr["dtype"].type == _UINT8,
         outputs=(f"{output}:0",),
+        single=[dim.size for dim in image.attr["shape"].shape.dim[:1]] == [1],
     )
     part = extract(graph, signature.outputs, signature.feed, path)
     if any(node.op in _VARIABLES for node in every_node(part)):

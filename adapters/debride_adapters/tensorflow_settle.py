@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from debride_adapters.tensorflow_graph import node_of
@@ -45,6 +46,31 @@ def settle(graph: Any, variables: Mapping[str, npt.NDArray[Any]]) -> None:
             name = node_of(tensor)
             if name in renamed:
                 node.input[number] = tensor.replace(name, renamed[name], 1)
+
+
+def free_reshapes(frozen: Any) -> Any:
+    """A copy of `frozen` whose Reshapes to a constant (1, a, b) go to (-1, a, b): a batch of one that was written down.
+
+    Whether the images are treated apart from each other is measured, not proved.
+    """
+    from tensorflow import make_ndarray, make_tensor_proto
+
+    copy = type(frozen)()
+    copy.CopyFrom(frozen)
+    nodes = {node.name: node for node in copy.node}
+    for node in list(copy.node):
+        target = nodes.get(node_of(node.input[1])) if node.op == "Reshape" else None
+        if target is None or target.op != "Const":
+            continue
+        shape = make_ndarray(target.attr["value"].tensor)
+        if shape.ndim == 1 and len(shape) > 1 and shape[0] == 1 and (shape > 0).all():
+            # Of its own: other nodes may read the same constant.
+            own = copy.node.add(name=f"{node.name}__free", op="Const")
+            own.attr["dtype"].CopyFrom(target.attr["dtype"])
+            freed = np.concatenate([[-1], shape[1:]]).astype(shape.dtype)
+            own.attr["value"].tensor.CopyFrom(make_tensor_proto(freed))
+            node.input[1] = own.name
+    return copy
 
 
 def _become(node: Any, op: str, **attributes: Any) -> None:

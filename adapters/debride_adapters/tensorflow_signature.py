@@ -20,7 +20,8 @@ _INTERNAL = "__saved_model"
 class Signature:
     """The image input: tensor `feed` of `shape` (N, H, W, C) or (N, C, H, W), None where free, of bytes or of floats.
 
-    `outputs` are the float tensors that it leads to; `dropped` counts outputs of other types.
+    `outputs` are the float tensors that it leads to; `dropped` counts outputs of other types. `single` says that the
+    file fixes the batch at one image; `shape` frees it all the same.
     """
 
     feed: str
@@ -28,6 +29,7 @@ class Signature:
     is_bytes: bool
     outputs: tuple[str, ...]
     dropped: int = 0
+    single: bool = False
 
     def remarks(self) -> tuple[str, ...]:
         """What was changed at the graph's ends, for the report."""
@@ -35,7 +37,9 @@ class Signature:
         if self.is_bytes:
             notes.append("the input took bytes (uint8) and now takes floats in 0..255")
         if self.dropped:
-            notes.append(f"{self.dropped} outputs that are no floats were left out")
+            notes.append(f"outputs that are no floats were left out ({self.dropped})")
+        if self.single:
+            notes.append("the batch was fixed at one image and is free now")
         return tuple(notes)
 
 
@@ -60,8 +64,9 @@ def pick(signatures: Mapping[str, Any], path: Path, options: ConvertOptions) -> 
     floats = tuple(dict.fromkeys(info.name for info in outputs if info.dtype in _FLOATS))
     shape = image_shape(_dims(feed.tensor_shape), feed.name, path, options)
     dropped = len(outputs) - sum(info.dtype in _FLOATS for info in outputs)
+    single = [dim.size for dim in feed.tensor_shape.dim[:1]] == [1]
     return usable[0], Signature(
-        feed=feed.name, shape=shape, is_bytes=feed.dtype == _UINT8, outputs=floats, dropped=dropped
+        feed=feed.name, shape=shape, is_bytes=feed.dtype == _UINT8, outputs=floats, dropped=dropped, single=single
     )
 
 
