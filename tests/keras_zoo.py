@@ -102,7 +102,7 @@ def convnext() -> keras.Model:
 
 
 def resnext() -> keras.Model:
-    """Grouped convolutions, and LayerNormalization on a map of 1x1."""
+    """Grouped convolutions, one of them depthwise, down to a map of 1x1."""
     image = keras.Input((32, 32, 3))
     x = layers.Conv2D(8, 4, strides=4, activation="relu")(image)
     x = layers.Conv2D(8, 3, padding="same", groups=4)(x)

@@ -127,6 +127,15 @@ def test_keras_2_depthwise_layers_that_name_groups_are_mended(zoo, tmp_path):
     assert parity(adapter.convert(path, ConvertOptions())) <= TOLERANCE
 
 
+@pytest.mark.parametrize("side", [1, 2])
+def test_normalisation_over_the_channels_of_the_smallest_maps_is_right(zoo, side):
+    import keras
+
+    image = keras.Input((side, side, 3))
+    x = keras.layers.LayerNormalization()(keras.layers.Conv2D(6, 1)(image))
+    assert parity(from_model(zoo.lived_in(keras.Model(image, x)))) <= TOLERANCE
+
+
 def test_an_operation_that_the_exporter_lacks_is_named_with_the_other_backend(zoo):
     import keras
 
