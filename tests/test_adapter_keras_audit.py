@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from debride.errors import ModelError
-from debride_adapters.keras_audit import audit_config
-from debride_adapters.keras_names import LAYERS, MODULES
+from debride_adapters.keras.audit import audit_config
+from debride_adapters.keras.names import LAYERS, MODULES
 
 PATH = Path("vendor.keras")
 UNSAFE = [

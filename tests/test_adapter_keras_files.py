@@ -16,7 +16,7 @@ import pytest
 from debride.errors import ModelError
 from debride.types import ConvertOptions
 from debride_adapters.keras import adapter
-from debride_adapters.keras_load import private_copy
+from debride_adapters.keras.load import private_copy
 
 pytestmark = pytest.mark.frameworks
 

@@ -37,7 +37,7 @@ def refused(file: Path, match: str) -> None:
 
 
 def refused_edit(folder: Path, edit, match: str) -> None:
-    from debride_adapters.tflite_model import write_tflite
+    from debride_adapters.tflite.model import write_tflite
 
     model = parsed("resnet")
     edit(model)
@@ -80,7 +80,7 @@ def test_an_8_bit_input_is_taken_as_floats_and_its_range_is_told():
 def test_no_quantised_operator_is_left(tmp_path):
     import onnx
 
-    from debride_adapters.tflite_model import write_tflite
+    from debride_adapters.tflite.model import write_tflite
 
     model = parsed("resnet-dynamic")
     asking = [op.builtinOptions for op in model.subgraphs[0].operators if hasattr(op.builtinOptions, "weightsFormat")]

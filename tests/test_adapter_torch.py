@@ -18,7 +18,7 @@ from debride.errors import ModelError, UsageError
 from debride.plugins import Adapter
 from debride.types import Converted, ConvertOptions
 from debride_adapters.torch import adapter, from_module
-from debride_adapters.torch_files import kind_of
+from debride_adapters.torch.files import kind_of
 from torch_zoo import CLASSES, SHAPE, ZOO, network
 
 ROOT = Path(__file__).parents[1]

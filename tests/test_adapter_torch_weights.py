@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from debride.errors import ModelError, UsageError
 from debride.types import ConvertOptions
 from debride_adapters.torch import adapter
-from debride_adapters.torch_architecture import build
-from debride_adapters.torch_weights import load_strictly, pick_state, read_checkpoint
+from debride_adapters.torch.architecture import build
+from debride_adapters.torch.weights import load_strictly, pick_state, read_checkpoint
 from test_adapter_torch import SHAPED, TOLERANCE, difference, session
 from torch_zoo import SHAPE, network
 

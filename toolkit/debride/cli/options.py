@@ -89,8 +89,8 @@ class Building:
     input_shape: Annotated[
         str | None,
         Option(
-            metavar="C,H,W",
-            help="Shape of one image, where neither the file nor --images tells.",
+            metavar="A,B,C",
+            help="Shape of one image as the network takes it, where neither file nor --images tells.",
             rich_help_panel=SOURCE,
         ),
     ] = None

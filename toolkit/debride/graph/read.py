@@ -14,7 +14,7 @@ import onnx
 import onnx.checker
 import onnx.defs
 import onnx.inliner
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 
 from debride.errors import DebrideError, ModelError, UnsupportedOpError
 from debride.graph.batch import free_batch

@@ -7,11 +7,11 @@ from typing import Any
 
 from debride.errors import ModelError
 from debride.types import ConvertOptions
-from debride_adapters.tensorflow_audit import forbid, permit
-from debride_adapters.tensorflow_graph import every_node, extract, node_of
-from debride_adapters.tensorflow_runtime import read_bounded
-from debride_adapters.tensorflow_saved import Source
-from debride_adapters.tensorflow_signature import Signature, image_shape
+from debride_adapters.tensorflow.audit import forbid, permit
+from debride_adapters.tensorflow.graph import every_node, extract, node_of
+from debride_adapters.tensorflow.runtime import read_bounded
+from debride_adapters.tensorflow.saved import Source
+from debride_adapters.tensorflow.signature import Signature, image_shape
 
 _FLOAT, _UINT8 = 1, 4
 _NO_RESULTS = frozenset(("Const", "NoOp", "Placeholder", "Assert"))

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from debride.errors import ModelError
 from debride.types import FloatArray, Reference
-from debride_adapters.tensorflow_runtime import one_line
-from debride_adapters.tensorflow_settle import settle
-from debride_adapters.tensorflow_signature import Signature
+from debride_adapters.tensorflow.runtime import one_line
+from debride_adapters.tensorflow.settle import settle
+from debride_adapters.tensorflow.signature import Signature
 
 INPUT = "image"
 OPSETS = range(13, 19)  # what tf2onnx 1.17 writes and debride reads

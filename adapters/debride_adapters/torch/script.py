@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from debride.errors import ModelError
-from debride_adapters.torch_files import one_line, pickle_globals, read_archive, write_archive
+from debride_adapters.torch.files import one_line, pickle_globals, read_archive, write_archive
 
 if TYPE_CHECKING:
     from torch.jit import ScriptModule

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from debride_adapters.tensorflow_graph import node_of
+from debride_adapters.tensorflow.graph import node_of
 
 _REFERENCES = ("VariableV2", "Variable")
 _BRANCHES = ("If", "StatelessIf")

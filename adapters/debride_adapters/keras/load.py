@@ -13,8 +13,8 @@ from typing import Any
 
 from debride.errors import ModelError
 from debride_adapters.archive import check_zip
-from debride_adapters.keras_audit import MAX_CONFIG, audit_config
-from debride_adapters.keras_h5 import SIGNATURE, audit_h5
+from debride_adapters.keras.audit import MAX_CONFIG, audit_config
+from debride_adapters.keras.h5 import SIGNATURE, audit_h5
 
 _CONFIG, _WEIGHTS, _METADATA = "config.json", "model.weights.h5", "metadata.json"
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from debride.errors import ModelError
-from debride_adapters.tensorflow_export import OPSETS, serialized
-from debride_adapters.tensorflow_runtime import one_line
-from debride_adapters.tflite_model import FLOAT32, graph_of, write_tflite
+from debride_adapters.tensorflow.export import OPSETS, serialized
+from debride_adapters.tensorflow.runtime import one_line
+from debride_adapters.tflite.model import FLOAT32, graph_of, write_tflite
 
 INPUT, OUTPUT = "image", "scores"
 

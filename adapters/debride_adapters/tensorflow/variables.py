@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from debride.errors import ModelError
-from debride_adapters.tensorflow_graph import called, node_of
+from debride_adapters.tensorflow.graph import called, node_of
 
 _OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _VALUE = "VARIABLE_VALUE"

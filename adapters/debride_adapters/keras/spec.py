@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from debride_adapters.keras_signature import IMAGE, Signature
+from debride_adapters.keras.signature import IMAGE, Signature
 
 _RESCALINGS = {
     (1 / 255, 0.0): (0.0, 255.0),

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from debride_adapters.keras_signature import IMAGE, Signature, call
+from debride_adapters.keras.signature import IMAGE, Signature, call
 
 MAX_OPSET = 18
 """The newest that tf2onnx writes."""

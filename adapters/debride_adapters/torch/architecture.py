@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from debride.errors import UsageError
-from debride_adapters.torch_files import one_line
+from debride_adapters.torch.files import one_line
 
 if TYPE_CHECKING:
     from torch import nn

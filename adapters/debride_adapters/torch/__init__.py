@@ -1,6 +1,6 @@
 """PyTorch's files: torch.export (.pt2), TorchScript, state dicts and safetensors, each told by its content.
 
-A file's own code never runs: see `torch_json`, `torch_script` and `torch_weights` for what is looked at before
+A file's own code never runs: see `schema`, `script` and `weights` for what is looked at before
 anything is built. Weights alone need the user's own network, `--architecture`.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from debride.errors import ModelError, UsageError
 from debride.types import Converted, ConvertOptions
-from debride_adapters.torch_files import kind_of, one_line, refuse_old_torch
+from debride_adapters.torch.files import kind_of, one_line, refuse_old_torch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +36,7 @@ class TorchAdapter:
         kind = kind_of(path)
         refuse_old_torch(path)
         if kind == "program":
-            from debride_adapters.torch_program import convert_program
+            from debride_adapters.torch.program import convert_program
 
             return convert_program(path, options)
         if kind == "script":
@@ -69,8 +69,8 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 
 def _script(path: Path, options: ConvertOptions) -> Converted:
-    from debride_adapters.torch_export import export_script
-    from debride_adapters.torch_script import load_script
+    from debride_adapters.torch.export import export_script
+    from debride_adapters.torch.script import load_script
 
     shape = _shape(path, options, "TorchScript does not say how large its images are")
     module = load_script(path)
@@ -79,8 +79,8 @@ def _script(path: Path, options: ConvertOptions) -> Converted:
 
 
 def _weights(path: Path, options: ConvertOptions, *, safe: bool) -> Converted:
-    from debride_adapters.torch_architecture import build
-    from debride_adapters.torch_weights import load_strictly, pick_state, read_checkpoint, read_safetensors
+    from debride_adapters.torch.architecture import build
+    from debride_adapters.torch.weights import load_strictly, pick_state, read_checkpoint, read_safetensors
 
     loaded = read_safetensors(path) if safe else read_checkpoint(path)
     state, notes = pick_state(path, loaded)
@@ -97,7 +97,7 @@ def _exported(
 ) -> Converted:
     import torch
 
-    from debride_adapters.torch_export import export_module
+    from debride_adapters.torch.export import export_module
 
     refuse_old_torch(what)
     network = network.eval().cpu()

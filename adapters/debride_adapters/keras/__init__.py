@@ -14,9 +14,9 @@ from typing import Any
 
 from debride.errors import DebrideError, ModelError, UsageError
 from debride.types import Converted, ConvertOptions, FloatArray, Reference
-from debride_adapters.keras_load import load_model
-from debride_adapters.keras_signature import Signature, call, signature_of
-from debride_adapters.keras_spec import stated_spec
+from debride_adapters.keras.load import load_model
+from debride_adapters.keras.signature import Signature, call, signature_of
+from debride_adapters.keras.spec import stated_spec
 
 _PACKAGES = {"tensorflow": ("tensorflow", "tensorflow-cpu", "tf2onnx"), "torch": ("torch", "onnxscript")}
 
@@ -122,14 +122,14 @@ def _export(model: Any, signature: Signature, opset: int, backend: str, path: Pa
     if backend == "torch":
         if None in signature.shape:
             raise UsageError(f"{path}: takes images of any size; give one, as in --input-shape 224,224,3")
-        from debride_adapters import keras_torch
+        from debride_adapters.keras import by_torch
 
-        return keras_torch.export(model, signature, opset)
+        return by_torch.export(model, signature, opset)
     if importlib.util.find_spec("tf2onnx") is None:
         raise ModelError(f"{path}: tf2onnx is not installed; install debride[tensorflow], or set KERAS_BACKEND=torch")
-    from debride_adapters import keras_tensorflow
+    from debride_adapters.keras import by_tensorflow
 
-    return keras_tensorflow.export(model, signature, opset)
+    return by_tensorflow.export(model, signature, opset)
 
 
 def _reference(model: Any, signature: Signature) -> Reference:

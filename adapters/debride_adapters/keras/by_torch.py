@@ -6,7 +6,7 @@ import logging
 import warnings
 from typing import Any
 
-from debride_adapters.keras_signature import IMAGE, Signature, call
+from debride_adapters.keras.signature import IMAGE, Signature, call
 
 _BATCH = 2
 """Of the example traced: a batch of one would be taken for a fixed size."""

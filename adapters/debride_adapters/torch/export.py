@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from debride.errors import ModelError
 from debride.types import Converted, ConvertOptions, Reference
-from debride_adapters.torch_attention import attention_as_onnx
-from debride_adapters.torch_files import one_line
-from debride_adapters.torch_run import cause, module_reference, quiet, run
+from debride_adapters.torch.attention import attention_as_onnx
+from debride_adapters.torch.files import one_line
+from debride_adapters.torch.run import cause, module_reference, quiet, run
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

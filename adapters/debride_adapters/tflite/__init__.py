@@ -8,7 +8,7 @@ from typing import Any
 
 from debride.errors import ModelError, UsageError
 from debride.types import Converted, ConvertOptions
-from debride_adapters.tensorflow_runtime import require, versions
+from debride_adapters.tensorflow.runtime import require, versions
 
 TOLERANCE = 0.05
 """What rounding to 8 bits may do to the scores, as a part of their size: 0.022 measured on the 53 layers of a
@@ -34,9 +34,9 @@ class TFLiteAdapter:
             raise ModelError(f"{path}: no such file; give a .tflite file")
         tf, tf2onnx = require(path)
         # These need the schema that only TensorFlow brings.
-        from debride_adapters.tflite_export import INPUT, in_floats, output_names, to_onnx
-        from debride_adapters.tflite_model import graph_of, quantised, read_tflite
-        from debride_adapters.tflite_reference import reference
+        from debride_adapters.tflite.export import INPUT, in_floats, output_names, to_onnx
+        from debride_adapters.tflite.model import graph_of, quantised, read_tflite
+        from debride_adapters.tflite.reference import reference
 
         model = read_tflite(path)
         graph = graph_of(model)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from debride.errors import ModelError
 from debride.types import Converted, ConvertOptions
-from debride_adapters.torch_export import INPUT, Exported, converted, output_names, serialized
-from debride_adapters.torch_files import one_line, read_archive, write_archive
-from debride_adapters.torch_json import audited, on_processor
-from debride_adapters.torch_run import cause, in_portions, module_reference, quiet
+from debride_adapters.torch.export import INPUT, Exported, converted, output_names, serialized
+from debride_adapters.torch.files import one_line, read_archive, write_archive
+from debride_adapters.torch.run import cause, in_portions, module_reference, quiet
+from debride_adapters.torch.schema import audited, on_processor
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -1,4 +1,4 @@
-"""A Keras configuration is judged before Keras sees it: only what the tables in `keras_names` let in is built.
+"""A Keras configuration is judged before Keras sees it: only what the tables in `names` let in is built.
 
 Keras's own safe mode has been got round by modules named in the configuration (CVE-2025-1550), by Keras functions in a
 Lambda (CVE-2025-8747), by calls that switch it off (CVE-2025-9906) and in `.h5` files (CVE-2025-9905), and lookup
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from debride.errors import ModelError
-from debride_adapters.keras_names import ACTIVATIONS, MODULES, MOVED, OPERATIONS, UNNAMED, VALUES
+from debride_adapters.keras.names import ACTIVATIONS, MODULES, MOVED, OPERATIONS, UNNAMED, VALUES
 
 MAX_CONFIG = 64 << 20
 _CLASS = re.compile(r"[A-Z][A-Za-z0-9]*")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from debride.errors import ModelError
 from debride.types import Converted, ConvertOptions
-from debride_adapters.tensorflow_runtime import require, versions
+from debride_adapters.tensorflow.runtime import require, versions
 
 _MARKER = "saved_model.pb"
 
@@ -33,11 +33,11 @@ class TensorFlowAdapter:
             raise ModelError(f"{path}: no such file or folder; give a SavedModel folder or a frozen .pb file")
         tf, tf2onnx = require(path)
         # These need protobuf classes that only TensorFlow brings.
-        from debride_adapters.tensorflow_export import INPUT, freeze, output_names, reference, to_onnx
-        from debride_adapters.tensorflow_frozen import read_frozen
-        from debride_adapters.tensorflow_saved import read_saved_model
-        from debride_adapters.tensorflow_settle import free_reshapes
-        from debride_adapters.tensorflow_signature import stated
+        from debride_adapters.tensorflow.export import INPUT, freeze, output_names, reference, to_onnx
+        from debride_adapters.tensorflow.frozen import read_frozen
+        from debride_adapters.tensorflow.saved import read_saved_model
+        from debride_adapters.tensorflow.settle import free_reshapes
+        from debride_adapters.tensorflow.signature import stated
 
         if path.name == _MARKER:
             path = path.parent

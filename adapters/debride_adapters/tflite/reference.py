@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from debride.types import FloatArray, Reference
-from debride_adapters.tflite_model import write_tflite
+from debride_adapters.tflite.model import write_tflite
 
 
 def reference(tf: Any, model: Any) -> Reference:

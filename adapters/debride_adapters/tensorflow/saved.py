@@ -16,11 +16,11 @@ import numpy.typing as npt
 
 from debride.errors import ModelError
 from debride.types import ConvertOptions
-from debride_adapters.tensorflow_audit import forbid, permit
-from debride_adapters.tensorflow_graph import every_node, extract
-from debride_adapters.tensorflow_runtime import LIMIT, one_line, read_bounded
-from debride_adapters.tensorflow_signature import Signature, pick
-from debride_adapters.tensorflow_variables import checkpoint_keys
+from debride_adapters.tensorflow.audit import forbid, permit
+from debride_adapters.tensorflow.graph import every_node, extract
+from debride_adapters.tensorflow.runtime import LIMIT, one_line, read_bounded
+from debride_adapters.tensorflow.signature import Signature, pick
+from debride_adapters.tensorflow.variables import checkpoint_keys
 
 MODEL = "saved_model.pb"
 _MAX_FILES = 10_000
