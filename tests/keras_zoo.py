@@ -154,9 +154,28 @@ def efficientnet() -> keras.Model:
     return keras.applications.EfficientNetB0(weights=None, input_shape=(32, 32, 3), classes=CLASSES)
 
 
+def bytes_in() -> keras.Model:
+    """A network that takes its pixels as bytes."""
+    image = keras.Input((16, 16, 3), dtype="uint8")
+    x = _normed(layers.Rescaling(1 / 255)(image), 8)
+    return keras.Model(image, layers.Dense(CLASSES)(layers.GlobalAveragePooling2D()(x)), name="bytes_in")
+
+
 ZOO: dict[str, Callable[[], keras.Model]] = {
     make.__name__: make
-    for make in (resnet, mobilenet, densenet, vit, convnext, resnext, sequential, nested, channels_first, efficientnet)
+    for make in (
+        resnet,
+        mobilenet,
+        densenet,
+        vit,
+        convnext,
+        resnext,
+        sequential,
+        nested,
+        channels_first,
+        bytes_in,
+        efficientnet,
+    )
 }
 
 

@@ -21,7 +21,8 @@ from graph_models import VENDOR
 pytestmark = pytest.mark.frameworks
 ROOT = Path(__file__).parents[1]
 TOLERANCE = 1e-4
-SMALL = ("resnet", "mobilenet", "densenet", "vit", "convnext", "resnext", "sequential", "nested", "channels_first")
+FAMILIES = ("resnet", "mobilenet", "densenet", "vit", "convnext", "resnext")
+SMALL = (*FAMILIES, "sequential", "nested", "channels_first", "bytes_in")
 
 
 @pytest.fixture(scope="module")

@@ -104,7 +104,7 @@ def _converted(model: Any, options: ConvertOptions, path: Path | str, notes: tup
         spec=spec,
         notes=(*notes, f"exported by Keras's {backend} backend"),
         packages=_versions(backend),
-        reference=_reference(model, signature),
+        reference=_reference(model),
     )
 
 
@@ -132,12 +132,12 @@ def _export(model: Any, signature: Signature, opset: int, backend: str, path: Pa
     return by_tensorflow.export(model, signature, opset)
 
 
-def _reference(model: Any, signature: Signature) -> Reference:
+def _reference(model: Any) -> Reference:
     def run(batch: FloatArray) -> Sequence[FloatArray]:
         import keras
         import numpy as np
 
-        outputs = call(model, batch.astype(signature.dtype))
+        outputs = call(model, batch)
         return [np.asarray(keras.ops.convert_to_numpy(output), np.float32) for output in outputs]
 
     return run

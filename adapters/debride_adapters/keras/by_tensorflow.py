@@ -25,7 +25,7 @@ def export(model: Any, signature: Signature, opset: int) -> bytes:
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    spec = tf.TensorSpec((None, *signature.shape), signature.dtype, name=IMAGE)
+    spec = tf.TensorSpec((None, *signature.shape), tf.float32, name=IMAGE)
     traced = _traced(tf.function(lambda image: call(model, image), autograph=False), spec)
     frozen = convert_variables_to_constants_v2(traced, lower_control_flow=False, aggressive_inlining=True)
     graph = frozen.graph.as_graph_def(add_shapes=True)

@@ -33,7 +33,7 @@ def export(model: Any, signature: Signature, opset: int) -> bytes:
     was_training = model.training
     device = next((weight.value.device for weight in model.weights), "cpu")
     size = [_BATCH, *(side or 1 for side in signature.shape)]
-    example = torch.zeros(size, dtype=getattr(torch, signature.dtype), device=device)
+    example = torch.zeros(size, device=device)
     quiet = logging.getLogger("torch.onnx")
     level = quiet.level
     quiet.setLevel(logging.ERROR)

@@ -16,7 +16,10 @@ IMAGE = "image"
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """One image's `shape` as the model takes it, None where a side is free, its `dtype`, and the outputs' names."""
+    """One image's `shape` as the model takes it, None where a side is free, and the outputs' names.
+
+    The graph's input is float32 even where the model wants another `dtype`: the cast is part of the graph.
+    """
 
     shape: tuple[int | None, ...]
     dtype: str
@@ -66,9 +69,12 @@ def _outputs(model: Any, shape: tuple[int, ...]) -> list[Any]:
 
 
 def call(model: Any, image: Any) -> list[Any]:
-    """The outputs of the Keras `model` for the batch `image` in inference mode, in the order of the graph's."""
+    """The outputs of the Keras `model` for the float32 batch `image` in inference mode, in the order of the graph's."""
     import keras
 
+    inputs = _ends(model, "inputs")
+    if inputs:
+        image = keras.ops.cast(image, inputs[0].dtype)
     with warnings.catch_warnings():
         # Models of one image may call their input a list of one; Keras takes the bare image too, but says so.
         warnings.filterwarnings("ignore", message="The structure of `inputs` doesn't match")

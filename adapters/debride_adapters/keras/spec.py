@@ -30,7 +30,7 @@ def stated_spec(model: Any, signature: Signature) -> dict[str, Any]:
             spec["channels"] = "L"
         if None not in size:
             spec["size"] = tuple(size)
-    pixels = _range(first_layer(model))
+    pixels = (0.0, 255.0) if signature.dtype == "uint8" else _range(first_layer(model))
     if pixels is not None:
         spec["range"] = pixels
     return spec
