@@ -39,7 +39,8 @@ import sys, torch, safetensors.torch, torch_zoo
 folder, name = sys.argv[1:]
 net, x = torch_zoo.network(name), torch.rand(2, *torch_zoo.SHAPE)
 torch.export.save(torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("n")},)), f"{folder}/{name}.pt2")
-torch.jit.script(net).save(f"{folder}/{name}.pt")
+torch.jit.script(net).save(f"{folder}/{name}-scripted.pt")
+torch.jit.trace(net, x, check_trace=False).save(f"{folder}/{name}-traced.pt")
 torch.save(net.state_dict(), f"{folder}/{name}.pth")
 safetensors.torch.save_file(net.state_dict(), f"{folder}/{name}.safetensors")
 """
@@ -82,13 +83,15 @@ def torch_cases(work: Path) -> Iterator[Case]:
         build = work / "torch" / f"{name}.py"
         build.write_text(f"import torch_zoo\n\ndef build():\n    return torch_zoo.network({name!r}, seed=1)\n")
         weights = ("--architecture", f"{build}:build", "--input-shape", "3,32,32")
-        for kind, suffix, flags in (
-            ("torch.export", "pt2", ()),
-            ("TorchScript", "pt", ("--input-shape", "3,32,32")),
-            ("state dict", "pth", weights),
-            ("safetensors", "safetensors", weights),
+        shape = ("--input-shape", "3,32,32")
+        for kind, ending, flags in (
+            ("torch.export", ".pt2", ()),
+            ("TorchScript, scripted", "-scripted.pt", shape),
+            ("TorchScript, traced", "-traced.pt", shape),
+            ("state dict", ".pth", weights),
+            ("safetensors", ".safetensors", weights),
         ):
-            yield Case(kind=kind, name=name, path=work / "torch" / f"{name}.{suffix}", flags=flags)
+            yield Case(kind=kind, name=name, path=work / "torch" / f"{name}{ending}", flags=flags)
 
 
 def keras_cases(work: Path) -> Iterator[Case]:
@@ -144,13 +147,19 @@ def row(case: Case, output: Path) -> tuple[str, ...]:
         return (
             case.kind,
             case.name,
-            (ran.stderr.strip().splitlines() or ["?"])[-1].replace("|", "/"),
+            told(ran.stderr),
             *["-"] * 4,
             seconds,
         )
     parity = json.loads(ran.stdout)["conversion"]["parity"][-1]
     same = f"{round(parity['same_class'] * parity['n'])} of {parity['n']}"
     return (case.kind, case.name, f"{parity['difference']:.1e}", same, *understood(output), seconds)
+
+
+def told(stderr: str) -> str:
+    """Why a conversion failed, without the temporary path and what would break the table."""
+    last = (stderr.strip().splitlines() or ["?"])[-1].replace("|", "/")
+    return last.split(": ", 2)[-1]
 
 
 def understood(graph: Path) -> tuple[str, str, str]:
