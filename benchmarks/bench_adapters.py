@@ -2,8 +2,8 @@
 
 Run `make bench-adapters`. Small networks of five architectures (and a few special ones) are made with random weights
 and saved in every format that the adapters read; each is converted by `debride convert` in a process of its own. With
-`--shared`, the vendor models of other frameworks too. "Difference" is that of onnxruntime from the framework, "proxy"
-that of debride's differentiable proxy from onnxruntime, both as a share of the outputs' size.
+`--shared`, the vendor models of other frameworks too. "Difference" is that of onnxruntime from the framework, as a
+share of the scores' spread, "proxy" that of debride's differentiable proxy from onnxruntime, as a share of their size.
 """
 
 from __future__ import annotations

@@ -59,13 +59,13 @@ class MadeUp:
         """A tiny classifier, or whatever mischief the file asks for."""
         fields = json.loads(path.read_text())
         misbehave(fields.get("do"), path, options)
-        wrong = fields.get("wrong", 0.0)
+        wrong, turn = fields.get("wrong", 0.0), -1 if fields.get("turned") else 1
         return Converted(
             onnx=graph(fields),
             spec=fields.get("spec", {"range": [0, 1]}),
             notes=("made up",),
             packages={"made-up": "1.0"},
-            reference=lambda batch: [out + wrong * np.abs(out).max() for out in scores(batch)],
+            reference=lambda batch: [(out + wrong * np.abs(out).max())[:, ::turn] for out in scores(batch)],
             tolerance=fields.get("tolerance"),
         )
 

@@ -692,10 +692,11 @@ def test_predict_and_evaluate_take_a_model_of_another_framework(run, made, tmp_p
     samples = tiny_samples(2)
     x = np.rint(samples.images.transpose(0, 2, 3, 1) * 255).astype(np.uint8)
     np.savez(tmp_path / "images.npz", x=x, y=samples.labels)
-    code, out, _ = run("evaluate", made, "--images", tmp_path / "images.npz", "--json")
+    code, out, err = run("evaluate", made, "--images", tmp_path / "images.npz", "--json")
     assert code == 0
     assert json.loads(out)["model"] == "model.made"
     assert json.loads(out)["clean"]["rate"] == 1
+    assert "debride: from: Made-up (made-up 1.0), to ONNX opset 18" in err
     cv2.imwrite(str(tmp_path / "image.png"), x[0, :, :, ::-1])
     code, out, _ = run("predict", made, tmp_path / "image.png", "--json")
     assert code == 0

@@ -22,6 +22,7 @@ from debride.conversion.finish import finish
 from debride.conversion.request import (
     Limits,
     Request,
+    graph_at,
     outcome_from_json,
     outcome_to_json,
     request_from_json,
@@ -113,18 +114,59 @@ def test_the_same_request_gives_the_same_bytes_and_figures(made, images, tmp_pat
 
 
 def test_a_graph_that_differs_from_its_framework_is_a_parity_error_and_nothing_is_written(made, tmp_path):
-    with pytest.raises(ParityError, match=r"model\.made: on random inputs .* differs from Made-up by 0\.0[12]"):
+    with pytest.raises(ParityError, match=r"model\.made: on random inputs .* differs from Made-up by 0\.0\d"):
         convert(Request(model=made(wrong=0.02)), tmp_path / "out.onnx")
     assert left(tmp_path) == []
 
 
 def test_a_wider_tolerance_is_the_users_or_the_adapters_to_give(made, tmp_path):
-    written = convert(Request(model=made(wrong=0.02), tolerance=0.05), tmp_path / "a.onnx")
-    assert written.conversion.tolerance == 0.05
-    written = convert(Request(model=made(wrong=0.02, tolerance=0.04)), tmp_path / "b.onnx")
-    assert written.conversion.tolerance == 0.04
-    with pytest.raises(ParityError):
-        convert(Request(model=made(wrong=0.02, tolerance=0.04), tolerance=1e-3), tmp_path / "c.onnx")
+    written = convert(Request(model=made(wrong=0.02), tolerance=0.3), tmp_path / "a.onnx")
+    assert written.conversion.tolerance == 0.3
+    written = convert(Request(model=made(wrong=0.02, tolerance=0.2)), tmp_path / "b.onnx")
+    assert written.conversion.tolerance == 0.2
+    for tolerance in (1e-3, 0.0):
+        with pytest.raises(ParityError, match=rf"\(limit {tolerance:g}\)"):
+            convert(Request(model=made(wrong=0.02, tolerance=0.2), tolerance=tolerance), tmp_path / "c.onnx")
+
+
+def test_what_all_scores_have_in_common_hides_no_difference(tmp_path):
+    data = tiny_classifier(tiny_spec(), sharpness=0.01)
+    far = onnx.load_from_string(data)
+    bias = next(t for t in far.graph.initializer if t.name == "bias")
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(1000), "bias"))
+
+    def turned(batch):
+        return [out[:, ::-1] + np.float32(1000) for out in made_up.scores(batch, 0.01)]
+
+    with pytest.raises(ParityError, match="of the scores' spread"):
+        save(Converted(onnx=far.SerializeToString(), reference=turned), tmp_path / "out.onnx", framework="F")
+
+
+def test_another_first_class_on_the_images_is_no_parity_whatever_the_tolerance(made, images, tmp_path):
+    request = Request(model=made(turned=True), images=images, tolerance=100.0)
+    with pytest.raises(ParityError, match=r"put the same class first on \d+ of 16 images"):
+        convert(request, tmp_path / "out.onnx")
+
+
+@pytest.mark.parametrize("name", ["newer.onnx", "delivered.onnx", "request.json", "outcome.json", "log.txt"])
+def test_the_output_may_have_the_name_of_a_file_that_the_conversion_uses(made, tmp_path, name):
+    convert(Request(model=made()), tmp_path / name)
+    assert read_model(tmp_path / name).graph.opset == 18
+
+
+def test_only_what_was_onnx_already_keeps_its_metadata(made, tmp_path):
+    data = made_up.graph({})
+    passed = Converted(onnx=data, folder=tmp_path, passed_on=True)
+    save(passed, tmp_path / "passed.onnx", framework="ONNX")
+    assert props(tmp_path / "passed.onnx") == {"exporter": "somebody's"}
+    save(Converted(onnx=data, folder=tmp_path), tmp_path / "made.onnx", framework="F")
+    assert props(tmp_path / "made.onnx") == {}
+
+
+def test_an_object_is_measured_on_images_too(images, tmp_path):
+    converted = Converted(onnx=tiny_classifier(tiny_spec()), reference=made_up.scores)
+    conversion = save(converted, tmp_path / "out.onnx", framework="F", images=images)
+    assert [(p.kind, p.same_class.n) for p in conversion.parity] == [("random", 8), ("images", 16)]
 
 
 def gone(pid, seconds=10.0):
@@ -240,10 +282,25 @@ def test_the_stages_read_a_converted_model_like_any_other(made, images):
     model = made()
     with opened(Request(model=model, images=images)) as source:
         loaded = load(source, images, Settings(threads=1))
-    assert loaded.facts == facts_of(model)
+    assert loaded.facts == source.facts == facts_of(model)
     assert loaded.conversion is not None
     assert loaded.conversion.framework == "Made-up"
     assert (loaded.n_classes, loaded.spec.source) == (4, "metadata")
+
+
+def test_what_the_side_car_says_is_told_as_such(made, images, tmp_path):
+    model = made(spec={})
+    (tmp_path / "model.json").write_text('{"range": [0, 1]}')
+    with opened(Request(model=model, images=images)) as source:
+        assert load(source, images, Settings(threads=1)).spec.source == "side-car"
+
+
+def test_a_folder_may_be_named_by_a_dot(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path / "model")
+    assert facts_of(Path()).name == "model"
+    with pytest.raises(ModelError, match=r"\.: no adapter reads this folder"):
+        convert(Request(model=Path()), tmp_path / "out.onnx")
 
 
 def test_an_onnx_file_is_opened_as_it_is(tmp_path):
@@ -275,10 +332,10 @@ def test_an_upgrade_that_changes_the_outputs_is_not_taken(tmp_path, monkeypatch)
         return changed
 
     monkeypatch.setattr(finishing, "upgraded", worse)
-    data = tiny_classifier(tiny_spec())
-    converted = Converted(onnx=data, folder=tmp_path)
-    conversion = finish(converted, "ONNX", Request(model=tmp_path / "old.onnx"), tmp_path / "new.onnx")
-    assert conversion.opset == read_model(tmp_path / "new.onnx").graph.opset == 13
+    converted = Converted(onnx=tiny_classifier(tiny_spec()), folder=tmp_path)
+    request = Request(model=tmp_path / "old.onnx")
+    conversion = finish(converted, "ONNX", request, tmp_path)
+    assert conversion.opset == read_model(graph_at(tmp_path, request)).graph.opset == 13
     assert "opset 13 was kept" in conversion.notes[0]
 
 

@@ -35,7 +35,9 @@ def check_zip(path: Path, *, max_bytes: int = MAX_BYTES) -> tuple[str, ...]:
     for name in names:
         if "\\" in name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise ModelError(f"{path}: holds a file named '{name[:80]}' that leads out of it; get an undamaged model")
-    size, packed = sum(entry.file_size for entry in entries), sum(entry.compress_size for entry in entries)
+    # Entries may overlap: together they never hold more than the file does.
+    size = sum(entry.file_size for entry in entries)
+    packed = min(sum(entry.compress_size for entry in entries), path.stat().st_size)
     if size > max_bytes or (size > _SUSPICIOUS_BYTES and size > _SUSPICIOUS_RATIO * max(packed, 1)):
         raise ModelError(
             f"{path}: {packed:,} bytes that would unpack to {size:,}; taken for a zip bomb, nothing was unpacked"

@@ -14,6 +14,7 @@ import numpy as np
 
 from debride.errors import ModelError
 from debride.types import Converted, ConvertOptions, FloatArray
+from debride_adapters.common import one_line
 
 if TYPE_CHECKING:
     import jax
@@ -39,9 +40,8 @@ def from_function(
     try:
         graph = to_onnx(function, inputs=[("batch", *input_shape)], opset=(options or ConvertOptions()).opset)
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0][:300]
         raise ModelError(
-            f"{name}: jax2onnx cannot write it as ONNX ({type(error).__name__}: {first}); "
+            f"{name}: jax2onnx cannot write it as ONNX ({type(error).__name__}: {one_line(error)}); "
             "write the operation that it names in another way"
         ) from error
     # jax2onnx 0.17 keeps shapes from before its own changes of layout, and onnxruntime warns of them.

@@ -32,7 +32,7 @@ class OnnxAdapter:
             raise ModelError(f"{path}: is empty; export the model again")
         if len(data) > LIMIT:
             raise ModelError(f"{path}: larger than 2 GiB; export its weights as external data")
-        return Converted(onnx=data, folder=path.parent)
+        return Converted(onnx=data, folder=path.parent, passed_on=True)
 
 
 adapter = OnnxAdapter()

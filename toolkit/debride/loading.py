@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from debride.conversion.source import Source, facts_of
+from debride.conversion.source import Source
 from debride.errors import ImagesError, ModelError
 from debride.graph.channels import find_groups
 from debride.graph.read import Model, read_model
@@ -52,7 +52,7 @@ def load(source: Source, images_path: Path, settings: Settings) -> Loaded:
     """Read, check and measure; see the errors of each stage. Raises `ParityError` where the proxy cannot be trusted."""
     model = read_model(source.path)
     runtime = Runtime(settings.threads, settings.providers)
-    session = Session(model.working.SerializeToString(), runtime, source.path.name)
+    session = Session(model.working.SerializeToString(), runtime, source.origin.name)
     sidecar = sidecar_of(source.path)
     declared = declare(session, flags=settings.flags, sidecar=sidecar)
     images = load_images(
@@ -87,7 +87,7 @@ def load(source: Source, images_path: Path, settings: Settings) -> Loaded:
     facts = FileFacts(name=source.path.name, sha256=model.sha256, size=model.size)
     return Loaded(
         model=model,
-        facts=facts if source.conversion is None else facts_of(source.origin),
+        facts=source.facts or facts,
         conversion=source.conversion,
         spec=resolved.spec,
         predict=predict,

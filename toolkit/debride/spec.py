@@ -130,7 +130,8 @@ def _image_input(session: Session, name: str | None) -> TensorInfo:
     if len(images) != 1 or len(session.inputs) != 1:
         wanted = f"input {name!r} as" if name else "one input,"
         raise ModelError(
-            f"{session.name}: want {wanted} a 4-D float image batch, and nothing else to feed; found {listed}"
+            f"{session.name}: want {wanted} a 4-D float image batch, and nothing else to feed; found {listed}; "
+            "export the classifier so"
         )
     return images[0]
 

@@ -74,7 +74,10 @@ def parse_fields(text: str, where: str) -> SpecFlags:
         raise SpecError(f"{where}: holds no JSON object; write one object with the fields of an input spec")
     unknown = sorted(set(found) - set(_PARSERS))
     if unknown:
-        raise SpecError(f"{where}: unknown key {unknown[0][:80]!r}; known are {', '.join(_PARSERS)}")
+        raise SpecError(
+            f"{where}: unknown key {unknown[0][:80]!r}; known are {', '.join(_PARSERS)}: "
+            "mend it, or rename a file that is no input spec"
+        )
     parsed: dict[str, Any] = {}
     for key, value in found.items():
         try:
@@ -96,8 +99,9 @@ def read_fields(path: Path) -> SpecFlags:
 
 def sidecar_of(model: Path) -> Path | None:
     """The side-car beside `model` (`MODEL.json` for `MODEL.onnx`), or None where there is none."""
-    path = model.with_suffix(".json")
-    return path if path.is_file() and path != model else None
+    named = model if model.name not in ("", "..") else model.resolve()
+    path = named.with_suffix(".json")
+    return path if path.is_file() and path != named else None
 
 
 def check_scaling(spec: InputSpec, where: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from debride.conversion.finish import finish
-from debride.conversion.request import Request, stated
+from debride.conversion.request import Request, graph_at, stated
 from debride.conversion.source import facts_of
 from debride.errors import ModelError
 from debride.graph.read import read_model
@@ -43,9 +43,9 @@ def check_adapter(adapter: Adapter, model: Path, *, options: ConvertOptions | No
     _require(facts_of(model) == facts, "convert changes the model file")
     _require(set(model.parent.iterdir()) == beside, "convert leaves files beside the model")
     with TemporaryDirectory() as folder:
-        output = Path(folder) / "out.onnx"
-        conversion = finish(converted, adapter.name, Request(model=model, options=options), output)
-        shape = read_model(output, free=False).graph.inputs[0].shape
+        request = Request(model=model, options=options)
+        conversion = finish(converted, adapter.name, request, Path(folder))
+        shape = read_model(graph_at(Path(folder), request), free=False).graph.inputs[0].shape
         _require(shape is not None and shape[0] is None, f"the graph's batch dimension is fixed: its input is {shape}")
         _check_refusals(adapter, model, options, Path(folder))
     return conversion
@@ -78,7 +78,7 @@ def _check_refused(adapter: Adapter, path: Path, options: ConvertOptions, what: 
         with TemporaryDirectory() as folder:
             # An adapter may leave it to the core to judge the graph, right behind it.
             request = Request(model=path, options=options)
-            finish(adapter.convert(path, options), adapter.name, request, Path(folder) / "out.onnx")
+            finish(adapter.convert(path, options), adapter.name, request, Path(folder))
     except ModelError as error:
         said = str(error)
         _require(said.startswith(str(path)), f"the error for {what} does not begin with the path: {said}")

@@ -306,8 +306,8 @@ class FileFacts:
 class Agreement:
     """How far a converted graph in onnxruntime is from the model in its own framework, on one kind of input.
 
-    `kind` is "random" or "images"; `difference` is the largest |a - b| over any output, as a share of that output's
-    largest value; `same_class` counts the inputs on which both put the same class first.
+    `kind` is "random" or "images"; `difference` is the largest |a - b| over any output, as a share of how far that
+    output's values spread about each input's mean; `same_class` counts the inputs that both put in the same class.
     """
 
     kind: Literal["random", "images"]
@@ -411,7 +411,8 @@ class Converted:
     """What an adapter makes of a model file: a serialized ONNX ModelProto and what the framework says of its input.
 
     `spec` holds any of `InputSpec`'s fields that the source file states (never guesses). `folder` is where external
-    data named by the model lie, None where it holds all its weights. `notes` are remarks for the report, `packages`
+    data named by the model lie, None where it holds all its weights. `passed_on`: the file was ONNX already, and its
+    metadata are its maker's own words, to be kept and heeded. `notes` are remarks for the report, `packages`
     the versions of what took part. `reference` runs the model in its own framework, to measure parity; None where
     there is no other framework. `tolerance` is the largest difference that counts as equal (see `Agreement`), where
     the adapter has a reason for another than the usual, as for quantised models; a note should say it.
@@ -424,6 +425,7 @@ class Converted:
     packages: Mapping[str, str] = field(default_factory=dict)
     reference: Reference | None = None
     tolerance: float | None = None
+    passed_on: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "spec", MappingProxyType(dict(self.spec)))

@@ -14,6 +14,7 @@ from typing import Any
 
 from debride.errors import DebrideError, ModelError, UsageError
 from debride.types import Converted, ConvertOptions, FloatArray, Reference
+from debride_adapters.common import one_line
 from debride_adapters.keras.load import load_model
 from debride_adapters.keras.signature import Signature, call, signature_of
 from debride_adapters.keras.spec import stated_spec
@@ -93,10 +94,9 @@ def _converted(model: Any, options: ConvertOptions, path: Path | str, notes: tup
         raise
     # Keras, its backend and the exporters raise whatever happened to go wrong inside them.
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
         other = "torch" if backend == "tensorflow" else "tensorflow"
         raise ModelError(
-            f"{path}: cannot be exported by Keras's {backend} backend ({type(error).__name__}: {reason}); "
+            f"{path}: cannot be exported by Keras's {backend} backend ({type(error).__name__}: {one_line(error)}); "
             f"set KERAS_BACKEND={other}, or export it as ONNX where it was made"
         ) from error
     return Converted(

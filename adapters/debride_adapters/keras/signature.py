@@ -9,6 +9,7 @@ from typing import Any
 
 from debride.errors import ModelError, UsageError
 from debride.types import ConvertOptions
+from debride_adapters.common import output_names
 
 IMAGE = "image"
 """The name of the graph's input."""
@@ -82,4 +83,4 @@ def call(model: Any, image: Any) -> list[Any]:
 
 
 def _named(outputs: list[Any]) -> tuple[str, ...]:
-    return tuple("scores" if i == 0 else f"scores_{i}" for i in range(len(outputs)))
+    return tuple(output_names(len(outputs)))

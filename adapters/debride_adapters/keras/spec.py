@@ -21,7 +21,9 @@ def stated_spec(model: Any, signature: Signature) -> dict[str, Any]:
 
     A first Rescaling or Normalization stays in the graph, so it gives the range of what comes in, and no mean or std.
     """
-    spec: dict[str, Any] = {"name": IMAGE, "output": signature.outputs[0]}
+    spec: dict[str, Any] = {"name": IMAGE}
+    if len(signature.outputs) == 1:
+        spec["output"] = signature.outputs[0]
     layout = _layout(model, signature.shape)
     if layout is not None:
         spec["layout"] = layout

@@ -32,6 +32,8 @@ _PURE = {
 _FORBIDDEN = re.compile(
     r"""PyFunc | ^(Read|Write)File$ | ^MatchingFiles | Reader(V2)?$ | ^Reader | TextFile | ^ImmutableConst$
     | ^(CSV|Sql|LMDB|TextLine|TFRecord|FixedLengthRecord|DataService|Generator|Load|Save|Snapshot)\w*Dataset
+    | ^(Cache|ListSnapshotChunks|Register)\w*Dataset | ^RecordInput$ | ^Skipgram$
+    | ^XlaCustomCall | ^MlirPassthroughOp$ | ^TPU
     | ^Experimental\w*Dataset | ToTFRecord | ^DistributedSave$ | ^FileSystem | ^(Decode|Encode)Proto
     | ^GenerateVocabRemapping$ | ^LoadAndRemapMatrix$ | CandidateSampler$
     | SummaryWriter | ^Create\w*Writer$ | ^Write\w*Summary$ | ^ImportEvent$ | ^CalibrationStatisticsSaver$

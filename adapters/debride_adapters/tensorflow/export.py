@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from debride.errors import ModelError
 from debride.types import FloatArray, Reference
-from debride_adapters.tensorflow.runtime import one_line
+from debride_adapters.common import one_line
 from debride_adapters.tensorflow.settle import settle
 from debride_adapters.tensorflow.signature import Signature
 

@@ -36,7 +36,7 @@ def require(path: Path) -> tuple[Any, Any]:
 
 
 def versions(tf: Any, tf2onnx: Any) -> dict[str, str]:
-    """What took part in a conversion, by distribution name."""
+    """What took part in a conversion; TensorFlow's build for the CPU is another distribution of the same."""
     return {"tensorflow": str(tf.__version__), "tf2onnx": str(tf2onnx.__version__)}
 
 
@@ -55,9 +55,3 @@ def read_bounded(path: Path) -> bytes:
     if len(data) > LIMIT:
         raise ModelError(f"{path}: larger than 2 GiB, which no converter takes; convert it to ONNX where it was made")
     return data
-
-
-def one_line(error: Exception) -> str:
-    """What `error` says, on one line and not at length: TensorFlow's own messages carry whole stacks."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 240 else f"{text[:240]}..."

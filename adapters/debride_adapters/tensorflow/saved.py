@@ -16,9 +16,10 @@ import numpy.typing as npt
 
 from debride.errors import ModelError
 from debride.types import ConvertOptions
+from debride_adapters.common import one_line
 from debride_adapters.tensorflow.audit import forbid, permit
 from debride_adapters.tensorflow.graph import every_node, extract
-from debride_adapters.tensorflow.runtime import LIMIT, one_line, read_bounded
+from debride_adapters.tensorflow.runtime import LIMIT, read_bounded
 from debride_adapters.tensorflow.signature import Signature, pick
 from debride_adapters.tensorflow.variables import checkpoint_keys
 
@@ -86,13 +87,18 @@ def _meta_graph(folder: Path) -> Any:
 
 def _variables(meta: Any, graph: Any, folder: Path) -> dict[str, npt.NDArray[Any]]:
     """The value of every variable of `graph`, by node name, as the checkpoint in `folder` holds it."""
-    from tensorflow import errors, train
+    from tensorflow import errors
+    from tensorflow.python.training import py_checkpoint_reader
 
     needed = {node.name: node for node in graph.node if node.op in ("VarHandleOp", "VariableV2", "Variable")}
     if not needed:
         return {}
+    prefix = folder / "variables" / "variables"
+    # A folder in the prefix's place would be asked for its latest checkpoint, which may be any on the machine.
+    if prefix.exists() or not prefix.with_name("variables.index").is_file():
+        raise ModelError(f"{folder}: holds no variables/variables.index; copy or export the whole folder again")
     try:
-        reader = train.load_checkpoint(str(folder / "variables" / "variables"))
+        reader = py_checkpoint_reader.NewCheckpointReader(str(prefix))
         keys = checkpoint_keys(meta, graph, reader, folder)
         return {name: _value(node, reader.get_tensor(keys[name]), folder) for name, node in needed.items()}
     except (errors.OpError, ValueError, RuntimeError) as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 from debride.errors import ModelError, UsageError
 from debride.types import ConvertOptions
+from debride_adapters.common import stated_by
 
 Shape = tuple[int | None, ...]
 _FLOAT, _UINT8 = 1, 4  # tensorflow.DataType
@@ -91,16 +92,7 @@ def image_shape(dims: Shape | None, name: str, path: Path, options: ConvertOptio
 
 def stated(signature: Signature) -> dict[str, Any]:
     """The fields of `InputSpec` that `signature` states: layout and size by its shape, range where it takes bytes."""
-    spec: dict[str, Any] = {}
-    first, last = signature.shape[1], signature.shape[3]
-    if (last in (1, 3)) != (first in (1, 3)):
-        spec["layout"] = "NHWC" if last in (1, 3) else "NCHW"
-        sides = signature.shape[1:3] if last in (1, 3) else signature.shape[2:4]
-        if None not in sides:
-            spec["size"] = sides
-    if signature.is_bytes:
-        spec["range"] = (0.0, 255.0)
-    return spec
+    return {**stated_by(signature.shape[1:]), **({"range": (0.0, 255.0)} if signature.is_bytes else {})}
 
 
 def _usable(signature: Any) -> bool:

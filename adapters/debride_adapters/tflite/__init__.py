@@ -8,11 +8,14 @@ from typing import Any
 
 from debride.errors import ModelError, UsageError
 from debride.types import Converted, ConvertOptions
+from debride_adapters.common import output_names, stated_by
 from debride_adapters.tensorflow.runtime import require, versions
 
 TOLERANCE = 0.05
 """What rounding to 8 bits may do to the scores, as a part of their size: 0.022 measured on the 53 layers of a
 MobileNetV2, below 0.01 on small networks."""
+_CLOSE = 0.02
+"""How far, as a part of it, the values seen when a model was quantised may fall short of a range of pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ class TFLiteAdapter:
             raise ModelError(f"{path}: no such file; give a .tflite file")
         tf, tf2onnx = require(path)
         # These need the schema that only TensorFlow brings.
-        from debride_adapters.tflite.export import INPUT, in_floats, output_names, to_onnx
+        from debride_adapters.tflite.export import INPUT, in_floats, to_onnx
         from debride_adapters.tflite.model import graph_of, quantised, read_tflite
         from debride_adapters.tflite.reference import reference
 
@@ -51,7 +54,10 @@ class TFLiteAdapter:
         outputs = output_names(len(graph.outputs))
         return Converted(
             onnx=to_onnx(tf2onnx, in_floats(model), options.opset, path),
-            spec={"name": INPUT, **_stated(sides), **({"output": outputs[0]} if len(outputs) == 1 else {})},
+            spec={
+                **{"name": INPUT, **stated_by(sides), **_range(image)},
+                **({"output": outputs[0]} if len(outputs) == 1 else {}),
+            },
             notes=_notes(image, quantised(model)),
             packages=versions(tf, tf2onnx),
             reference=run,
@@ -59,10 +65,24 @@ class TFLiteAdapter:
         )
 
 
-def _stated(sides: tuple[int, ...]) -> dict[str, Any]:
-    if (sides[2] in (1, 3)) == (sides[0] in (1, 3)):
+def _held(image: Any) -> tuple[float, float] | None:
+    """The least and the largest value that the bytes of a quantised input stand for."""
+    quantization = image.quantization
+    if quantization is None or quantization.scale is None or not len(quantization.scale):
+        return None
+    scale, zero, lowest = float(quantization.scale[0]), int(quantization.zeroPoint[0]), -128 if image.type == 9 else 0
+    return (lowest - zero) * scale, (lowest + 255 - zero) * scale
+
+
+def _range(image: Any) -> dict[str, Any]:
+    """The usual range of pixels that the bytes of a quantised input cover, if they cover one and no more."""
+    held = _held(image)
+    if held is None:
         return {}
-    return {"layout": "NHWC", "size": sides[:2]} if sides[2] in (1, 3) else {"layout": "NCHW", "size": sides[1:]}
+    for low, high in ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)):
+        if max(abs(held[0] - low), abs(held[1] - high)) <= _CLOSE * (high - low):
+            return {"range": (low, high)}
+    return {}
 
 
 def _notes(image: Any, is_quantised: bool) -> tuple[str, ...]:
@@ -72,11 +92,8 @@ def _notes(image: Any, is_quantised: bool) -> tuple[str, ...]:
         "quantised to 8 bits; converted to float32, and the rounding that is gone may change scores "
         f"by up to {TOLERANCE:.0%} of their size"
     ]
-    if image.quantization is not None and image.quantization.scale is not None and len(image.quantization.scale):
-        scale, zero = float(image.quantization.scale[0]), int(image.quantization.zeroPoint[0])
-        lowest = -128 if image.type == 9 else 0
-        low, high = (lowest - zero) * scale, (lowest + 255 - zero) * scale
-        notes.append(f"its 8-bit input holds values from {low:.4g} to {high:.4g}")
+    if held := _held(image):
+        notes.append(f"its 8-bit input holds values from {held[0]:.4g} to {held[1]:.4g}")
     return tuple(notes)
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from debride.errors import ModelError
+from debride_adapters.common import one_line, output_names
 from debride_adapters.tensorflow.export import OPSETS, serialized
-from debride_adapters.tensorflow.runtime import one_line
 from debride_adapters.tflite.model import FLOAT32, graph_of, write_tflite
 
-INPUT, OUTPUT = "image", "scores"
+INPUT = "image"
 
 
 def in_floats(model: Any) -> Any:
@@ -27,6 +27,7 @@ def in_floats(model: Any) -> Any:
     copy = deepcopy(model)
     graph = graph_of(copy)
     copy.signatureDefs, copy.metadata, copy.description = [], [], b""
+    _skip_last_quantisation(copy, graph)
     ends = [(number, INPUT) for number in graph.inputs]
     ends += [(number, name) for number, name in zip(graph.outputs, output_names(len(graph.outputs)), strict=True)]
     for number, name in ends:
@@ -37,11 +38,6 @@ def in_floats(model: Any) -> Any:
             operator.builtinOptions.asymmetricQuantizeInputs = False
     _free_batch(copy, graph)
     return copy
-
-
-def output_names(count: int) -> list[str]:
-    """What the outputs are called in the ONNX graph."""
-    return [OUTPUT] if count == 1 else [f"{OUTPUT}_{number}" for number in range(count)]
 
 
 def to_onnx(tf2onnx: Any, model: Any, opset: int, path: Path) -> bytes:
@@ -67,6 +63,20 @@ def to_onnx(tf2onnx: Any, model: Any, opset: int, path: Path) -> bytes:
         except Exception as error:  # tf2onnx raises whatever its handlers stumble over
             raise ModelError(f"{path}: tf2onnx cannot translate it ({one_line(error)}); export it to ONNX") from error
     return serialized(converted, opset, path)
+
+
+def _skip_last_quantisation(model: Any, graph: Any) -> None:
+    """Takes out a last QUANTIZE, which turns scores from one kind of bytes to another: in floats they are the same."""
+    from tensorflow.lite.python import schema_py_generated as schema
+
+    for place, number in enumerate(graph.outputs):
+        maker = next((operator for operator in graph.operators if number in operator.outputs), None)
+        if maker is None:
+            continue
+        code = model.operatorCodes[maker.opcodeIndex]
+        if schema.BuiltinOperator.QUANTIZE in (code.builtinCode, code.deprecatedBuiltinCode):
+            graph.outputs[place] = int(maker.inputs[0])
+            graph.operators.remove(maker)
 
 
 def _free_batch(model: Any, graph: Any) -> None:

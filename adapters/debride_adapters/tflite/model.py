@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from debride.errors import ModelError
-from debride_adapters.tensorflow.runtime import one_line, read_bounded
+from debride_adapters.common import one_line
+from debride_adapters.tensorflow.runtime import read_bounded
 
 _IDENTIFIER = b"TFL3"
 _MOVED_OPCODE = 127  # an opcode above one byte, which stands in a second field
@@ -115,10 +116,22 @@ def _check_numbers(model: Any, graph: Any, codes: int, path: Path) -> None:
         read, written = _list(operator.inputs), _list(operator.outputs)
         wrong |= any(number != -1 and number not in tensors for number in (*read, *written))
     wrong |= len({_name(tensor) for tensor in graph.tensors}) != len(graph.tensors)
+    wrong |= not all(map(_plain, graph.tensors))
     # Weights outside the tables, which plain files under 2 GiB have no need of.
     wrong |= any(buffer.offset > 1 or buffer.size > 1 for buffer in model.buffers)
     if wrong:
         raise ModelError(f"{path}: its tables do not fit together; convert the model again")
+
+
+def _plain(tensor: Any) -> bool:
+    """Whether the scales fit the tensor's shape and it is stored densely: the interpreter trusts what is written."""
+    if tensor.sparsity is not None:
+        return False
+    if not _scaled(tensor):
+        return True
+    quantization, sides = tensor.quantization, _list(tensor.shape)
+    scales, zeros, axis = len(quantization.scale), len(_list(quantization.zeroPoint)), quantization.quantizedDimension
+    return zeros in (0, scales) and (scales == 1 or (0 <= axis < len(sides) and sides[axis] == scales))
 
 
 def _holds_scores(tensor: Any) -> bool:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from debride.errors import ModelError, UsageError
 from debride.types import Converted, ConvertOptions
-from debride_adapters.torch.files import kind_of, one_line, refuse_old_torch
+from debride_adapters.common import one_line
+from debride_adapters.torch.files import kind_of, refuse_old_torch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -85,7 +86,7 @@ def _weights(path: Path, options: ConvertOptions, *, safe: bool) -> Converted:
     loaded = read_safetensors(path) if safe else read_checkpoint(path)
     state, notes = pick_state(path, loaded)
     if not options.architecture:
-        raise UsageError(f"{path}: holds weights only; name your network, --architecture module:factory")
+        raise UsageError(f"{path}: holds weights only; name your network, --architecture FILE.py:FACTORY")
     shape = _shape(path, options, "weights do not say how large the images are")
     network = build(options.architecture)
     load_strictly(path, network, state)

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from debride.errors import UsageError
-from debride_adapters.torch.files import one_line
+from debride_adapters.common import one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,12 +24,18 @@ def build(architecture: str) -> nn.Module:
     Raises:
         UsageError: the text has another form, the module, file or factory is not there, or gives no nn.Module.
     """
-    from torch import nn
-
     where, colon, attribute = architecture.rpartition(":")
     if not colon or not where or not attribute:
         raise UsageError(f"--architecture {architecture}: write module:factory or file.py:factory")
-    module = _module(architecture, where)
+    file = Path(where) if where.endswith(".py") else None
+    # Its folder is trusted as the code is, and no other: a file that lies where the user stands may be a stranger's.
+    with _importing_from(Path.cwd() if file is None else file.parent.resolve()):
+        return _made(architecture, _module(architecture, where, file), where, attribute)
+
+
+def _made(architecture: str, module: ModuleType, where: str, attribute: str) -> nn.Module:
+    from torch import nn
+
     factory = getattr(module, attribute, None)
     if factory is None:
         raise UsageError(f"--architecture {architecture}: {where} has no {attribute}; name a function of it")
@@ -37,7 +43,7 @@ def build(architecture: str) -> nn.Module:
         raise UsageError(f"--architecture {architecture}: {attribute} cannot be called; name a function or class")
     try:
         network = factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(
             f"--architecture {architecture}: {attribute}() raised {type(error).__name__} ({one_line(error)}); "
             "it must work without arguments"
@@ -49,17 +55,12 @@ def build(architecture: str) -> nn.Module:
     return network
 
 
-def _module(architecture: str, where: str) -> ModuleType:
-    file = Path(where)
+def _module(architecture: str, where: str, file: Path | None) -> ModuleType:
     try:
-        if file.suffix == ".py":
-            with _importing_from(file.parent.resolve()):
-                return _from_file(architecture, file)
-        with _importing_from(Path.cwd()):
-            return importlib.import_module(where)
+        return importlib.import_module(where) if file is None else _from_file(architecture, file)
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(
             f"--architecture {architecture}: {where} cannot be imported "
             f"({type(error).__name__}: {one_line(error)}); mend or install it"

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from debride.errors import ModelError
 from debride.types import Converted, ConvertOptions, Reference
+from debride_adapters.common import one_line, output_names
 from debride_adapters.torch.attention import attention_as_onnx
-from debride_adapters.torch.files import one_line
 from debride_adapters.torch.run import cause, module_reference, quiet, run
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-INPUT, OUTPUT = "image", "scores"
+INPUT = "image"
 LIMIT = 2**31 - 1  # protobuf's own limit for one message
 _EXAMPLES = 2  # torch.export takes a batch of one for a constant
 
@@ -146,8 +146,3 @@ def converted(exported: Exported, reference: Reference, options: ConvertOptions)
 
         packages["onnxscript"] = str(onnxscript.__version__)
     return Converted(onnx=exported.onnx, notes=tuple(notes), packages=packages, reference=reference)
-
-
-def output_names(count: int) -> list[str]:
-    """The names of `count` graph outputs: scores, scores_1, ..."""
-    return [OUTPUT, *(f"{OUTPUT}_{index}" for index in range(1, count))]

@@ -12,6 +12,7 @@ from typing import Literal
 
 from debride.errors import ModelError
 from debride_adapters.archive import check_zip
+from debride_adapters.common import one_line
 
 Kind = Literal["program", "script", "checkpoint", "safetensors"]
 OLDEST = (2, 10)
@@ -117,10 +118,3 @@ def refuse_old_torch(path: Path | str) -> None:
     version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if version < OLDEST:
         raise ModelError(f"{path}: torch {torch.__version__} cannot load it safely; install torch>=2.10")
-
-
-def one_line(error: BaseException | str, limit: int = 200) -> str:
-    """The first line of an error that says something, cut to `limit` characters."""
-    lines = [" ".join(line.split()) for line in str(error).splitlines()]
-    text = next((line for line in lines if line), type(error).__name__)
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from debride.errors import ModelError
 from debride.types import Converted, ConvertOptions
-from debride_adapters.torch.export import INPUT, Exported, converted, output_names, serialized
-from debride_adapters.torch.files import one_line, read_archive, write_archive
+from debride_adapters.common import one_line, output_names
+from debride_adapters.torch.export import INPUT, Exported, converted, serialized
+from debride_adapters.torch.files import read_archive, write_archive
 from debride_adapters.torch.run import cause, in_portions, module_reference, quiet
 from debride_adapters.torch.schema import audited, on_processor
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from debride.errors import ModelError
 from debride.types import FloatArray, Reference
-from debride_adapters.torch.files import one_line
+from debride_adapters.common import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor

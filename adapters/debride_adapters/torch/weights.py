@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from debride.errors import ModelError
-from debride_adapters.torch.files import one_line
+from debride_adapters.common import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -54,6 +54,9 @@ def main() -> None:
     """The console script: whatever goes wrong ends in one line on stderr and an exit code of 2, 3 or above."""
     # `timeout` and CI runners end a job with SIGTERM: as an exception, half-written files are removed on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # A closed terminal, unless `nohup` has it ignored.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
     try:
         with guard():
             app(prog_name="debride")

@@ -50,15 +50,16 @@ class Bounds:
         int, Option(min=0, metavar="T", help="CPU threads; 0: all cores.", rich_help_panel=RESOURCES)
     ] = 0
     time_limit: Annotated[
-        float, Option(min=1, metavar="SECONDS", help="It is ended after this.", rich_help_panel=RESOURCES)
+        float, Option(min=1, max=1e6, metavar="SECONDS", help="It is ended after this.", rich_help_panel=RESOURCES)
     ] = 600.0
     memory_limit: Annotated[
-        float, Option(min=0.1, metavar="GIB", help="It may not take more than this.", rich_help_panel=RESOURCES)
+        float,
+        Option(min=0.1, max=1e6, metavar="GIB", help="It may not take more than this.", rich_help_panel=RESOURCES),
     ] = 8.0
     opset: Annotated[int, Option(min=13, max=23, metavar="N", help="ONNX operator set to aim for.")] = 18
     tolerance: Annotated[
         float | None,
-        Option(min=0, metavar="SHARE", help="Largest difference, of the outputs' size (0.001; more if quantised)."),
+        Option(min=0, metavar="SHARE", help="Largest difference, of the scores' spread (0.001; more if quantised)."),
     ] = None
 
 

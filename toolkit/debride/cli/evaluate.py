@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Exit, Option
 
-from debride.cli.guard import FAILED, guard, plain, put, say
+from debride.cli.guard import FAILED, guard, plain, put, say, tell_conversion
 from debride.cli.options import Building, Convention, Debug, Images, Json, Model, Resize, Resources, grouped
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def evaluate(
             threads=resources.threads,
         )
         with opened(request) as source:
+            tell_conversion(source.conversion)
             found = _judge(source.path, images, request, tuple(trigger or ()), resources)
         for warning in found.warnings:
             say(f"warning: {warning}")
@@ -89,7 +90,7 @@ def _judge(graph: Path, images: Path, request: Request, files: tuple[Path, ...],
     from debride.triggers import load_trigger
 
     triggers = tuple(load_trigger(path) for path in files)
-    session, sidecar = Session(graph, resources.runtime(), str(graph)), sidecar_of(graph)
+    session, sidecar = Session(graph, resources.runtime(), str(request.model)), sidecar_of(graph)
     declared = declare(session, flags=request.flags, sidecar=sidecar)
     loaded = load_images(
         images,

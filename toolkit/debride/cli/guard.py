@@ -8,10 +8,14 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from debride.errors import DebrideError, UsageError
+
+if TYPE_CHECKING:
+    from debride.types import Conversion
 
 FAILED = 3
 INTERRUPTED = 130
@@ -48,6 +52,15 @@ def guard(debug: bool = False, outputs: Sequence[Path] = ()) -> Iterator[None]:
 def say(message: str) -> None:
     """`message` on one line of stderr, without what a terminal would obey: parts of it come from untrusted files."""
     typer.echo("debride: " + plain(message), err=True)
+
+
+def tell_conversion(conversion: Conversion | None) -> None:
+    """Says on stderr what an answer was computed with, where the model was of another framework."""
+    if conversion is not None:
+        from debride.report.conversion import conversion_facts
+
+        for name, text in conversion_facts(conversion):
+            say(f"{name.lower()}: {text}")
 
 
 def plain(text: str) -> str:

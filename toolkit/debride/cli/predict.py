@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from debride.cli.guard import guard, plain, put
+from debride.cli.guard import guard, plain, put, tell_conversion
 from debride.cli.options import Building, Convention, Debug, Json, Model, Resources, grouped
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def predict(
         flags = convention.flags()
         request = Request(model=model, options=building.options(), flags=flags, threads=resources.threads)
         with opened(request) as source:
+            tell_conversion(source.conversion)
             found = _classifier(source.path, flags, resources).classify(images, top)
         put(_json(images, found) if json else _text(images, found))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +16,6 @@ from debride.conversion.request import (
     REQUEST,
     Limits,
     Request,
-    graph_at,
     outcome_to_json,
     request_from_json,
 )
@@ -23,14 +25,17 @@ from debride.plugins import adapter_for
 from debride.types import Conversion
 
 _MESSAGE = 600
+_GRACE = 60
+_PR_SET_PDEATHSIG = 1
 
 
 def main(folder: Path) -> None:
     """Do what `folder`/request.json says; the outcome goes beside it, the graph where `graph_at` says."""
     request = request_from_json((folder / REQUEST).read_text("utf-8"))
     _confine(request.limits)
+    _follow_parent(request.limits)
     try:
-        outcome: Conversion | DebrideError = _convert(request, graph_at(folder, request))
+        outcome: Conversion | DebrideError = _convert(request, folder)
     except DebrideError as error:
         outcome = error
     except MemoryError:
@@ -45,16 +50,12 @@ def main(folder: Path) -> None:
     partial.replace(folder / OUTCOME)
 
 
-def _convert(request: Request, output: Path) -> Conversion:
-    output.parent.mkdir()
+def _convert(request: Request, folder: Path) -> Conversion:
     adapter = adapter_for(request.model)
     options = request.options
     if request.images is not None:
         options = replace(options, images_shape=_shape_of(request))
-    if options.architecture:
-        # The user's own code is looked for where the user stands; nobody else's modules are.
-        sys.path.append(str(Path.cwd()))
-    return finish(adapter.convert(request.model, options), adapter.name, request, output)
+    return finish(adapter.convert(request.model, options), adapter.name, request, folder)
 
 
 def _shape_of(request: Request) -> tuple[int, ...] | None:
@@ -68,7 +69,7 @@ def _shape_of(request: Request) -> tuple[int, ...] | None:
 
 
 def _confine(limits: Limits) -> None:
-    """No more memory, processor time and file size than `limits`; a killed parent leaves nobody running for long."""
+    """No more memory, processor time and file size than `limits`."""
     try:
         import resource
     except ImportError:  # Windows: the parent's clock is all there is
@@ -76,7 +77,7 @@ def _confine(limits: Limits) -> None:
     bounds = {
         # Private memory; the address space of these frameworks is many times what they use.
         resource.RLIMIT_DATA: limits.memory,
-        resource.RLIMIT_CPU: int(limits.seconds * 64),
+        resource.RLIMIT_CPU: int(limits.seconds * (os.cpu_count() or 1)) + _GRACE,
         resource.RLIMIT_FSIZE: limits.memory,
         resource.RLIMIT_CORE: 0,
     }
@@ -85,6 +86,16 @@ def _confine(limits: Limits) -> None:
         if hard != resource.RLIM_INFINITY:
             bound = min(bound, hard)
         resource.setrlimit(kind, (bound, bound))
+
+
+def _follow_parent(limits: Limits) -> None:
+    """Ends this process with its parent, which may be killed before it can; and, if all else fails, by an alarm."""
+    if hasattr(signal, "alarm"):
+        signal.alarm(int(limits.seconds) + _GRACE)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == 1:  # it was gone already
+            sys.exit(1)
 
 
 if __name__ == "__main__":

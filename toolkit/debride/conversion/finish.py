@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from debride.conversion.parity import measured
-from debride.conversion.request import TOLERANCE, Request, stated
+from debride.conversion.request import TOLERANCE, Request, graph_at, stated
 from debride.errors import ParityError
 from debride.graph.parse import opset_of
 from debride.graph.read import model_of
@@ -22,29 +22,33 @@ _EXACT = 1e-5
 """How far a graph of a newer opset may be from the delivered one to be taken in its place."""
 
 
-def finish(converted: Converted, framework: str, request: Request, output: Path) -> Conversion:
-    """Check, upgrade, scrub and write `converted` to `output`, and measure its parity.
+_SAME_CLASS = 0.9
+"""Least share of the clean images on which both must put the same class first."""
 
-    Another file, `delivered.onnx`, may be left beside `output`: the folder is for this alone.
+
+def finish(converted: Converted, framework: str, request: Request, folder: Path) -> Conversion:
+    """Check, upgrade, scrub and write `converted`, in `folder`, to where `graph_at` says, and measure its parity.
 
     Raises:
         ModelError: the graph fails debride's own checks, or is no image classifier.
         ParityError: it differs from the framework by more than the tolerance.
     """
+    output = graph_at(folder, request)
+    output.parent.mkdir()
     # External data lie in the folder that the adapter names; the file's name there is for messages alone.
     model = model_of(converted.onnx, (converted.folder or request.model.parent) / request.model.name)
     newer = upgraded(model.proto, request.options.opset)
     notes: tuple[str, ...] = ()
     proto, reference = model.proto, converted.reference
     if newer is not None or reference is None:
-        delivered = _runs(_session(model.proto, output.with_name("delivered.onnx"), request))
+        delivered = _runs(_session(model.proto, folder / "delivered.onnx", request))
         reference = reference or delivered
         if newer is not None:
-            proto, notes = _newest(model.proto, newer, delivered, output.with_name("newer.onnx"), request)
+            proto, notes = _newest(model.proto, newer, delivered, folder / "newer.onnx", request)
     spec = _spec(converted, model.proto, request)
-    clean = scrubbed(proto, keep_metadata=converted.folder is not None)
+    clean = scrubbed(proto, keep_metadata=converted.passed_on)
     session = _session(clean, output, request, {METADATA_KEY: spec} if spec else {})
-    tolerance = request.tolerance if request.tolerance is not None else converted.tolerance or TOLERANCE
+    tolerance = next(t for t in (request.tolerance, converted.tolerance, TOLERANCE) if t is not None)
     parity = _parity(session, reference, request, request.images)
     _require(parity, tolerance, framework, request.model)
     return Conversion(
@@ -101,7 +105,7 @@ def _spec(converted: Converted, proto: ModelProto, request: Request) -> str:
     sidecar = sidecar_of(request.model)
     said = request.flags if sidecar is None else merged(request.flags, read_fields(sidecar))
     said = merged(said, stated(converted.spec, f"{request.model}: the adapter's spec"))
-    if converted.folder is not None:
+    if converted.passed_on:
         for entry in proto.metadata_props:
             if entry.key == METADATA_KEY:
                 said = merged(said, parse_fields(entry.value, f"{request.model}: metadata {METADATA_KEY}"))
@@ -114,5 +118,11 @@ def _require(parity: tuple[Agreement, ...], tolerance: float, framework: str, mo
         if found.difference > tolerance:
             raise ParityError(
                 f"{model}: on {found.kind} inputs the ONNX graph differs from {framework} by {found.difference:.2g} of "
-                f"the outputs' size (limit {tolerance:g}): the exporter gets the model wrong; try another version of it"
+                f"the scores' spread (limit {tolerance:g}): the exporter gets it wrong; try another of its versions"
+            )
+        same = found.same_class
+        if found.kind == "images" and same.value < _SAME_CLASS:
+            raise ParityError(
+                f"{model}: the ONNX graph and {framework} put the same class first on {same.hits} of {same.n} images: "
+                "what the exporter rounds or leaves out decides; export the model in float32"
             )

@@ -49,7 +49,7 @@ class Request:
 
 
 def graph_at(folder: Path, request: Request) -> Path:
-    """Where the graph of `request` is written when it is worked on in `folder`."""
+    """Where the graph of `request` is written when it is worked on in `folder`; it may have any name, alone there."""
     return folder / "graph" / request.name
 
 

@@ -23,6 +23,7 @@ from debride.types import Conversion, Progress, no_progress
 
 _LOG = "log.txt"
 _TAIL = 4096
+_MAX_LOG = 64 << 20
 _TICK = 0.2
 # No GPU is needed to trace a network, and two frameworks that both take one fight over it.
 _QUIET = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -41,17 +42,19 @@ def convert_in(folder: Path, request: Request, progress: Progress = no_progress)
     scratch.mkdir()
     # What it leaves behind goes with the folder; and Keras, which writes a configuration into its home, reads none.
     homes = dict.fromkeys(("TMPDIR", "TMP", "TEMP", "KERAS_HOME"), str(scratch))
+    # An empty or relative entry means the folder where the user stands, and so do files named like modules in it.
+    paths = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if Path(entry).is_absolute()]
     with (folder / _LOG).open("wb") as log:
         child = subprocess.Popen(
             command,
-            env={**os.environ, **_QUIET, **homes},
+            env={**os.environ, **_QUIET, **homes, "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
         try:
-            code = _wait(child, request, progress)
+            code = _wait(child, request, folder / _LOG, progress)
         finally:
             _end(child)
     if not (folder / OUTCOME).is_file():
@@ -62,13 +65,15 @@ def convert_in(folder: Path, request: Request, progress: Progress = no_progress)
     return conversion
 
 
-def _wait(child: subprocess.Popen[bytes], request: Request, progress: Progress) -> int:
+def _wait(child: subprocess.Popen[bytes], request: Request, log: Path, progress: Progress) -> int:
     started = time.monotonic()
     progress("conversion", 0, 1)
     while (spent := time.monotonic() - started) < request.limits.seconds:
         try:
             code = child.wait(_TICK)
         except subprocess.TimeoutExpired:
+            if log.stat().st_size > _MAX_LOG:
+                raise ModelError(f"{request.model}: its framework prints without end; get an undamaged model") from None
             continue
         progress("conversion", 1, 1)
         return code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from tempfile import TemporaryDirectory
 from debride.conversion.request import Request, graph_at
 from debride.conversion.run import convert_in
 from debride.errors import DebrideError, ModelError
+from debride.specfile import sidecar_of
 from debride.types import Conversion, FileFacts, Progress, no_progress
 
 _CHUNK = 1 << 20
@@ -21,11 +23,15 @@ _MAX_FILES = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """`origin` is what the user named, `path` the ONNX file to read; `conversion` is None where they are the same."""
+    """`origin` is what the user named, `path` the ONNX file to read.
+
+    Where they are not the same, `conversion` says how one became the other, and `facts` what `origin` was before.
+    """
 
     origin: Path
     path: Path
     conversion: Conversion | None = None
+    facts: FileFacts | None = None
 
 
 def is_onnx(path: Path) -> bool:
@@ -43,16 +49,22 @@ def opened(request: Request, progress: Progress = no_progress) -> Iterator[Sourc
     origin = request.model
     if not origin.exists():
         raise ModelError(f"{origin}: no such file; give the path of a model")
+    if not (origin.is_file() or origin.is_dir()):
+        raise ModelError(f"{origin}: neither a file nor a folder; give the path of a model")
     if is_onnx(origin):
         yield Source(origin=origin, path=origin)
         return
     with TemporaryDirectory(prefix="debride-", ignore_cleanup_errors=True) as made:
         folder = Path(made).resolve()
-        request = replace(request, name=f"{origin.stem}.onnx")
+        request = replace(request, name=f"{origin.resolve().stem}.onnx")
+        facts = facts_of(origin)
         conversion = convert_in(folder, request, progress)
         path = graph_at(folder, request)
+        sidecar = sidecar_of(origin)
+        if sidecar is not None:
+            shutil.copyfile(sidecar, path.with_suffix(".json"))
         try:
-            yield Source(origin=origin, path=path, conversion=conversion)
+            yield Source(origin=origin, path=path, conversion=conversion, facts=facts)
         except DebrideError as error:
             if str(path) not in str(error):
                 raise
@@ -70,7 +82,7 @@ def facts_of(path: Path) -> FileFacts:
         if path.exists() and not path.is_file():
             raise ModelError(f"{path}: neither a file nor a folder; give the path of a model")
         digest = hashlib.sha256()
-        return FileFacts(name=path.name, size=_add(digest, path), sha256=digest.hexdigest())
+        return FileFacts(name=path.resolve().name, size=_add(digest, path), sha256=digest.hexdigest())
     except FileNotFoundError as error:
         raise ModelError(f"{path}: no such file; give the path of a model") from error
     except OSError as error:

@@ -40,15 +40,20 @@ def convert(request: Request, output: Path, *, force: bool = False, progress: Pr
     return Written(model=facts, output=facts_of(output), conversion=conversion)
 
 
-def save(converted: Converted, output: Path, *, framework: str, force: bool = False) -> Conversion:
+def save(
+    converted: Converted, output: Path, *, framework: str, images: Path | None = None, force: bool = False
+) -> Conversion:
     """What an adapter made of an object in memory (`from_module`, `from_model`), checked and written to `output`.
 
-    Runs in this process: the object is the caller's own. Parity is measured on random images. Raises as `convert`.
+    Runs in this process: the object is the caller's own. Parity is measured on random inputs, and on `images` where
+    given. Raises as `convert`.
     """
     check_free(output, force)
     with TemporaryDirectory(prefix="debride-", ignore_cleanup_errors=True) as made:
-        graph = Path(made).resolve() / output.name
-        conversion = finish(converted, framework, Request(model=output), graph)
+        folder = Path(made).resolve()
+        request = Request(model=output, name=output.name, images=images)
+        conversion = finish(converted, framework, request, folder)
+        graph = graph_at(folder, request)
         _place(graph, output, force)
     return conversion
 

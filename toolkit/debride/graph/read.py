@@ -7,7 +7,9 @@ dimension freed and every node named, and is what sessions, the proxy and the an
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import onnx
@@ -28,6 +30,7 @@ MAX_BYTES = 2**31 - 1
 """The most that one protobuf message can hold, and the default limit for a model with its external data."""
 OPSETS = range(7, 24)
 _OLDEST_IR = 3
+_MAX_NODES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -145,11 +148,38 @@ def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
         copy = onnx.ModelProto()
         copy.CopyFrom(proto)
         return copy
+    _check_expansion(proto)
     try:
         # A function may import another opset than the model; then its body has to be converted.
         return onnx.inliner.inline_local_functions(proto, convert_version=True)
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
         raise ModelError(f"its functions cannot be inlined ({error}); export without functions") from error
+
+
+def _check_expansion(proto: onnx.ModelProto) -> None:
+    """Refuse functions that would unfold to too many nodes: forty that each call the next one twice make 10^12."""
+    functions = {(f.domain, f.name): f for f in proto.functions}
+    sizes: dict[tuple[str, str], float] = {}
+
+    def size(nodes: Iterable[onnx.NodeProto]) -> float:
+        return sum(1 + called((node.domain, node.op_type)) for node in _all_nodes(nodes))
+
+    def called(key: tuple[str, str]) -> float:
+        if key in functions and key not in sizes:
+            sizes[key] = inf  # while it is counted: one that leads back to itself never ends
+            sizes[key] = size(functions[key].node)
+        return sizes.get(key, 0)
+
+    if (found := size(proto.graph.node)) > _MAX_NODES:
+        raise ModelError(f"its functions unfold to {found:.3g} nodes (limit {_MAX_NODES}); export without functions")
+
+
+def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _all_nodes(graph.node)
 
 
 def _parsed(proto: onnx.ModelProto, path: Path, free: bool) -> tuple[onnx.ModelProto, Graph]:

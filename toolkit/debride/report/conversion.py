@@ -37,7 +37,7 @@ def conversion_facts(conversion: Conversion) -> Iterator[tuple[str, str]]:
         same = found.same_class
         yield (
             "Parity",
-            f"on {_KINDS[found.kind]} the largest difference is {found.difference:.2g} of the outputs' size "
+            f"on {_KINDS[found.kind]} the largest difference is {found.difference:.2g} of the scores' spread "
             f"(limit {conversion.tolerance:g}), "
             f"the class is the same on {same.hits} of {same.n}",
         )
