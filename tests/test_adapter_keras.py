@@ -177,6 +177,15 @@ def test_models_of_two_inputs_or_of_no_image_are_refused(zoo):
         from_model(keras.Model(flat, keras.layers.Dense(3)(flat)))
 
 
+def test_of_several_outputs_none_is_said_to_be_the_scores(zoo):
+    import keras
+
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(image))
+    converted = from_model(keras.Model(image, [x, keras.layers.Dense(3)(x)]))
+    assert "output" not in converted.spec
+
+
 def test_a_model_of_the_users_own_class_needs_the_shape_of_its_images(zoo):
     import keras
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -243,7 +244,7 @@ def test_a_folder_with_a_link_or_without_its_variables_is_refused(tf, tmp_path):
     folder = edited(tf, zoo() / "plain", tmp_path / "emptied", lambda meta: None)
     for file in (folder / "variables").iterdir():
         file.unlink()
-    refused(folder, "its variables cannot be read")
+    refused(folder, r"holds no variables/variables\.index")
     refused(tmp_path, "holds no saved_model.pb|is a link")
 
 
@@ -302,3 +303,15 @@ def test_a_frozen_graph_with_two_outputs_or_inputs_names_them(tf, tmp_path):
 
     refused(frozen(tf, tmp_path / "outputs.pb", two_outputs), r"2 float outputs \(first, second\)")
     refused(frozen(tf, tmp_path / "inputs.pb", two_inputs), r"2 inputs \(image, other\)")
+
+
+def test_a_folder_in_the_checkpoints_place_does_not_lead_to_another_checkpoint(tf, tmp_path):
+    secret, model = (Path(shutil.copytree(zoo() / "plain", tmp_path / name)) for name in ("secret", "model"))
+    shutil.rmtree(model / "variables")
+    (model / "variables" / "variables").mkdir(parents=True)
+    target = secret / "variables" / "variables"
+    (model / "variables" / "variables" / "checkpoint").write_text(f'model_checkpoint_path: "{target}"')
+    assert tf.train.load_checkpoint(str(model / "variables" / "variables")).get_variable_to_shape_map()
+    refused(model, r"holds no variables/variables\.index")
+    (model / "variables" / "variables.index").write_bytes(target.with_name("variables.index").read_bytes())
+    refused(model, r"holds no variables/variables\.index")

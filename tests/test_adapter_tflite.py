@@ -55,7 +55,10 @@ def test_a_float_model_answers_as_keras_and_the_interpreter_did(name):
         assert differ(converted.reference(batch)[0], expected) < CLOSE
 
 
-@pytest.mark.parametrize(("name", "limit"), [("resnet-dynamic", 2e-3), ("resnet-int8", 0.02), ("mobilenet-int8", 0.02)])
+QUANTISED = {f"{model}-{kind}": 0.02 for model in ("resnet", "mobilenet") for kind in ("int8", "uint8")}
+
+
+@pytest.mark.parametrize(("name", "limit"), [("resnet-dynamic", 2e-3), *QUANTISED.items()])
 def test_a_quantised_model_answers_in_floats_within_the_tolerance_that_it_states(name, limit):
     converted = convert(name)
     assert converted.tolerance == TOLERANCE > limit
@@ -68,10 +71,12 @@ def test_a_quantised_model_answers_in_floats_within_the_tolerance_that_it_states
         assert differ(scores, expected[n]) < limit
 
 
-def test_an_8_bit_input_is_taken_as_floats_and_its_range_is_told():
+@pytest.mark.parametrize("kind", ["int8", "uint8"])
+def test_an_8_bit_input_is_taken_as_floats_and_its_range_is_told(kind):
     import onnx
 
-    converted = convert("resnet-int8")
+    converted = convert(f"resnet-{kind}")
+    assert converted.spec["range"] == (0.0, 1.0)
     (image,) = onnx.load_from_string(converted.onnx).graph.input
     assert image.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     assert "its 8-bit input holds values from 0 to 1" in " ".join(converted.notes)
@@ -109,6 +114,47 @@ def test_a_fixed_batch_becomes_free_and_a_class_number_is_left_out():
         batch = images(n, 8, 8, 3)
         assert differ(run(converted.onnx, batch), expected) < CLOSE
         assert differ(converted.reference(batch)[0], expected) < CLOSE
+
+
+@pytest.mark.parametrize(
+    ("scale", "zero", "stated"),
+    [(1.0, -128, (0.0, 255.0)), (2 / 255, -1, (-1.0, 1.0)), (0.0123, -50, None), (0.9, -128, None)],
+)
+def test_only_a_usual_range_of_pixels_is_stated(tmp_path, scale, zero, stated):
+    from debride_adapters.tflite.model import write_tflite
+
+    model = parsed("resnet-int8")
+    quantization = model.subgraphs[0].tensors[model.subgraphs[0].inputs[0]].quantization
+    quantization.scale, quantization.zeroPoint = [scale], [zero]
+    (tmp_path / "edited.tflite").write_bytes(write_tflite(model))
+    assert adapter.convert(tmp_path / "edited.tflite", ConvertOptions()).spec.get("range") == stated
+
+
+def test_scales_that_do_not_fit_their_tensor_and_sparse_tensors_are_refused(tmp_path):
+    from tensorflow.lite.python import schema_py_generated as schema
+
+    def scaled(model):
+        graph = model.subgraphs[0]
+        return next(t for t in graph.tensors if t.quantization.scale is not None and len(t.quantization.scale) > 1)
+
+    def cut(model):
+        tensor = scaled(model)
+        tensor.quantization.scale = tensor.quantization.scale[:-1]
+
+    def elsewhere(model):
+        scaled(model).quantization.quantizedDimension = 9
+
+    def sparse(model):
+        model.subgraphs[0].tensors[0].sparsity = schema.SparsityParametersT()
+
+    for number, edit in enumerate((cut, elsewhere, sparse)):
+        model = parsed("resnet-int8")
+        edit(model)
+        from debride_adapters.tflite.model import write_tflite
+
+        file = tmp_path / f"{number}.tflite"
+        file.write_bytes(write_tflite(model))
+        refused(file, "do not fit together")
 
 
 @pytest.mark.parametrize("name", ["resnet", "resnet-int8", "batch1"])

@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import nn
 
+from debride.conversion.request import Request
+from debride.conversion.write import convert, save
 from debride.errors import ModelError, UsageError
 from debride.plugins import Adapter
 from debride.types import Converted, ConvertOptions
@@ -256,3 +258,18 @@ def test_the_adapter_imports_no_framework_before_it_is_asked_to_convert():
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "torch" not in run.stdout
     assert isinstance(adapter, Adapter)
+
+
+def test_nothing_of_this_machine_is_in_what_is_written(tmp_path):
+    traces = {str(tmp_path), str(Path(__file__).parent), str(Path.home()) + "/", "site-packages", ".py", "stack_trace"}
+    module = network("vit")
+    raw = from_module(module, SHAPE)
+    assert any(trace.encode() in raw.onnx for trace in traces)
+    save(raw, tmp_path / "object.onnx", framework="PyTorch")
+    torch.export.save(torch.export.export(module, (torch.rand(2, *SHAPE),)), tmp_path / "m.pt2")
+    convert(Request(model=tmp_path / "m.pt2"), tmp_path / "program.onnx")
+    traced(module, tmp_path / "m.pt")
+    convert(Request(model=tmp_path / "m.pt", options=SHAPED), tmp_path / "script.onnx")
+    for name in ("object", "program", "script"):
+        data = (tmp_path / f"{name}.onnx").read_bytes()
+        assert [trace for trace in traces if trace.encode() in data] == []

@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from debride.conversion.request import Request
+from debride.conversion.write import convert
 from debride.errors import ModelError, UsageError
 from debride.types import ConvertOptions
 from debride_adapters.torch import adapter
@@ -235,3 +237,40 @@ def test_the_vendors_weights_in_the_samples_architectures_give_the_vendors_own_g
     expected = theirs.run(None, {theirs.get_inputs()[0].name: batch})[0]
     ours = session(converted).run(None, {"image": batch})[0]
     assert np.abs(ours - expected).max() <= TOLERANCE * np.abs(expected).max()
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """The user's folder, whose network imports its sibling late, and a vendor's, with modules that must not run."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "sibling_of_mine.py").write_text("from torch_zoo import network\n")
+    (tmp_path / "mine" / "net.py").write_text(
+        "def build():\n    from sibling_of_mine import network\n    return network('resnet')\n"
+        "def leave():\n    raise SystemExit(0)\n"
+    )
+    (tmp_path / "vendor").mkdir()
+    for name in ("dill", "torchvision", "sibling_of_mine"):
+        (tmp_path / "vendor" / f"{name}.py").write_text(f"open({str(tmp_path / 'vendor' / 'ran')!r}, 'w').close()\n")
+    return tmp_path
+
+
+def test_a_file_finds_its_siblings_and_nothing_where_the_user_stands(mine, monkeypatch):
+    monkeypatch.chdir(mine / "vendor")
+    monkeypatch.delitem(sys.modules, "sibling_of_mine", raising=False)
+    assert isinstance(build(f"{mine / 'mine' / 'net.py'}:build"), torch.nn.Module)
+    assert not (mine / "vendor" / "ran").exists()
+    assert str(mine / "mine") not in sys.path
+
+
+def test_weights_convert_without_a_module_of_the_folder_where_the_user_stands(mine, monkeypatch):
+    monkeypatch.chdir(mine / "vendor")
+    monkeypatch.setenv("PYTHONPATH", f"{HERE}:")
+    torch.save(network("resnet").state_dict(), mine / "vendor" / "w.pth")
+    options = ConvertOptions(architecture=f"{mine / 'mine' / 'net.py'}:build", input_shape=SHAPE)
+    convert(Request(model=Path("w.pth"), options=options), mine / "out.onnx")
+    assert not (mine / "vendor" / "ran").exists()
+
+
+def test_a_factory_that_leaves_is_an_error(mine):
+    with pytest.raises(UsageError, match=r"leave\(\) raised SystemExit"):
+        build(f"{mine / 'mine' / 'net.py'}:leave")

@@ -270,6 +270,19 @@ def test_ctrl_c_ends_the_child_and_leaves_nothing(made, tmp_path):
     assert left(tmp_path) == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_killed_parent_takes_the_child_with_it(made, tmp_path):
+    command = [sys.executable, "-c", "from debride.cli import main; main()", "convert", str(made(do="hang")), "-o"]
+    run = subprocess.Popen([*command, str(tmp_path / "out.onnx")], stderr=subprocess.DEVNULL)
+    pid = tmp_path / "model.pid"
+    until = time.monotonic() + 60
+    while not (pid.exists() and pid.read_text()) and time.monotonic() < until:
+        time.sleep(0.1)
+    run.kill()
+    run.wait()
+    assert gone(int(pid.read_text()))
+
+
 def test_a_stage_that_fails_on_the_temporary_file_names_the_model(made, tmp_path):
     model = made()
     with pytest.raises(ModelError, match=r"model\.made \(as ONNX\): no good"), opened(Request(model=model)) as source:

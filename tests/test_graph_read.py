@@ -289,6 +289,23 @@ def test_local_functions_are_inlined_in_the_working_copy_alone(tmp_path):
     np.testing.assert_array_equal(run(model.working, images(model))[0], run(model.proto, images(model))[0])
 
 
+@pytest.mark.parametrize("depth", [25, 60])
+def test_functions_that_would_unfold_without_end_are_refused_before_they_do(tmp_path, depth):
+    proto = plain()
+    del proto.graph.node[:]
+    output = proto.graph.output[0].name
+    proto.graph.node.append(helper.make_node("f0", [proto.graph.input[0].name], [output], domain="local"))
+    imports = [proto.opset_import[0], helper.make_opsetid("local", 1)]
+    for i in range(depth):
+        calls = [helper.make_node(f"f{i + 1}", ["x"], [name], domain="local") for name in ("a", "b")]
+        nodes = calls if i < depth - 1 else [helper.make_node("Relu", ["x"], [name]) for name in ("a", "b")]
+        total = helper.make_node("Add", ["a", "b"], ["y"])
+        proto.functions.append(helper.make_function("local", f"f{i}", ["x"], ["y"], [*nodes, total], imports))
+    proto.opset_import.append(imports[1])
+    with pytest.raises(ModelError, match=r"m\.onnx: its functions unfold to .* nodes \(limit 1000000\)"):
+        read_model(save(proto, tmp_path / "m.onnx"))
+
+
 def test_a_symbolic_batch_is_left_as_it_is():
     assert free_batch(plain()) == plain()
 

@@ -77,6 +77,8 @@ def quantise(root: Path, name: str) -> None:
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     converter.inference_input_type = converter.inference_output_type = tf.int8
     (root / f"{name}-int8.tflite").write_bytes(converter.convert())
+    converter.inference_input_type = converter.inference_output_type = tf.uint8
+    (root / f"{name}-uint8.tflite").write_bytes(converter.convert())
 
 
 def plain_models(root: Path) -> None:
