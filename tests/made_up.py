@@ -18,7 +18,7 @@ from debride.errors import UsageError
 from debride.types import Converted
 from tiny import PALETTE, tiny_classifier, tiny_spec
 
-TRACE = 'File "/home/somebody/secret/train.py", line 7, in forward'
+TRACE = 'File "/Users/somebody/secret/train.py", line 7, in forward'
 
 
 def install(folder: Path) -> str:

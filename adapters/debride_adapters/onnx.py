@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from debride.errors import ModelError
 from debride.types import Converted, ConvertOptions
-
-LIMIT = 2**31 - 1  # protobuf's own limit for one message
+from debride_adapters.common import read_bounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +21,7 @@ class OnnxAdapter:
 
         Raises `ModelError` for a file that cannot be read, is empty or exceeds protobuf's 2 GiB.
         """
-        try:
-            with path.open("rb") as file:
-                data = file.read(LIMIT + 1)
-        except OSError as error:
-            raise ModelError(f"{path}: cannot be read ({error.strerror}); give an existing .onnx file") from error
-        if not data:
-            raise ModelError(f"{path}: is empty; export the model again")
-        if len(data) > LIMIT:
-            raise ModelError(f"{path}: larger than 2 GiB; export its weights as external data")
-        return Converted(onnx=data, folder=path.parent, passed_on=True)
+        return Converted(onnx=read_bounded(path), folder=path.parent, passed_on=True)
 
 
 adapter = OnnxAdapter()

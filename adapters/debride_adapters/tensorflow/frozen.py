@@ -7,9 +7,9 @@ from typing import Any
 
 from debride.errors import ModelError
 from debride.types import ConvertOptions
+from debride_adapters.common import read_bounded
 from debride_adapters.tensorflow.audit import forbid, permit
 from debride_adapters.tensorflow.graph import every_node, extract, node_of
-from debride_adapters.tensorflow.runtime import read_bounded
 from debride_adapters.tensorflow.saved import Source
 from debride_adapters.tensorflow.signature import Signature, image_shape
 

@@ -1,4 +1,4 @@
-"""TensorFlow itself, imported late, kept quiet and off the accelerators; and the sizes that files are read within."""
+"""TensorFlow itself, imported late, kept quiet and off the accelerators."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 from debride.errors import ModelError
 
-LIMIT = 2**31 - 1  # protobuf's own limit for one message
 _LOGGERS = ("absl", "tensorflow", "tf2onnx", "h5py")
 
 
@@ -38,20 +37,3 @@ def require(path: Path) -> tuple[Any, Any]:
 def versions(tf: Any, tf2onnx: Any) -> dict[str, str]:
     """What took part in a conversion; TensorFlow's build for the CPU is another distribution of the same."""
     return {"tensorflow": str(tf.__version__), "tf2onnx": str(tf2onnx.__version__)}
-
-
-def read_bounded(path: Path) -> bytes:
-    """The bytes of `path`, at most 2 GiB.
-
-    Raises `ModelError` for a file that cannot be read, is empty or is larger.
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(LIMIT + 1)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror}); give an existing model file") from error
-    if not data:
-        raise ModelError(f"{path}: is empty; export the model again")
-    if len(data) > LIMIT:
-        raise ModelError(f"{path}: larger than 2 GiB, which no converter takes; convert it to ONNX where it was made")
-    return data

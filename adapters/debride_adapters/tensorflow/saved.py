@@ -16,10 +16,9 @@ import numpy.typing as npt
 
 from debride.errors import ModelError
 from debride.types import ConvertOptions
-from debride_adapters.common import one_line
+from debride_adapters.common import LIMIT, one_line, read_bounded
 from debride_adapters.tensorflow.audit import forbid, permit
 from debride_adapters.tensorflow.graph import every_node, extract
-from debride_adapters.tensorflow.runtime import LIMIT, read_bounded
 from debride_adapters.tensorflow.signature import Signature, pick
 from debride_adapters.tensorflow.variables import checkpoint_keys
 

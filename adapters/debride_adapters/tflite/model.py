@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from debride.errors import ModelError
-from debride_adapters.common import one_line
-from debride_adapters.tensorflow.runtime import read_bounded
+from debride_adapters.common import one_line, read_bounded
 
 _IDENTIFIER = b"TFL3"
 _MOVED_OPCODE = 127  # an opcode above one byte, which stands in a second field
