@@ -13,13 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
 
 from debride.errors import ModelError
 from debride.types import ConvertOptions
 from debride_adapters.torch import adapter
+from debride_adapters.torch.operators import _ATEN, foreign
+from debride_adapters.torch.script import load_script
 from test_adapter_torch import SHAPED, difference, exported, scripted
-from torch_zoo import SHAPE, network
+from torch_zoo import CLASSES, SHAPE, ZOO, network
 
 
 class Payload:
@@ -206,42 +209,189 @@ class SavesWhenLoaded(nn.Module):
         torch.ops.aten.save(torch.ones(1), state[0])
 
 
-@pytest.mark.parametrize("module", [SavesInForward, SavesWhenLoaded])
-def test_torchscript_that_writes_files_is_refused_before_it_is_loaded(module, tmp_path, planted):
+@pytest.mark.parametrize(("module", "used"), [(SavesInForward, "torch.save"), (SavesWhenLoaded, "def __setstate__")])
+def test_torchscript_that_writes_files_is_refused_before_it_is_loaded(module, used, tmp_path, planted):
     path = scripted(module(planted), tmp_path / "model.pt")
-    refused(path, r"uses 'save\(.*nothing was run")
+    refused(path, rf"uses '{re.escape(used)}'.*nothing was run")
     assert not planted.exists()
     torch.jit.load(path)(torch.rand(1, 3, 4, 4))
     assert planted.exists(), "the code does nothing, so the test above proves nothing"
 
 
-FORWARD = "  def forward"
+FORWARD = ") -> Tensor:\n"
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.place = nn.Conv2d(3, CLASSES, 3), (1, 2)
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3)) + self.place[0]
+
+
+def with_line(path: Path, line: str) -> Path:
+    """A model, saved at `path`, that does `line` before anything else; "PATH" stands for a file beside it."""
+    line = line.replace("PATH", str(path.parent / "planted"))
+
+    def change(name: str, data: bytes) -> bytes:
+        own = name == f"code/__torch__/{__name__}.py"
+        return data.replace(FORWARD.encode(), f"{FORWARD}    {line}\n".encode(), 1) if own else data
+
+    return changed(scripted(Plain().eval(), path), change)
+
+
+ENDS = ("\r", "\f\r", "\r\t")  # to Python they end the comment, to TorchScript they do not
+SAVES = ["torch.save(x, 'PATH')", "ops.aten.save(x, 'PATH')", "f = torch.save\n    _1 = f(x, 'PATH')"]
+SAVES += ['getattr(torch, "sa\\166e")(x, "PATH")', 'f = getattr(torch, "sa\\166e")\n    _1 = f(x, "PATH")']
+SAVES += ["int = torch.save\n    _1 = int(x, 'PATH')"]
+SAVES += [f'# {end} """\n    torch.save(x, \'PATH\')\n    # {end} """' for end in ENDS]
+
+
+@pytest.mark.parametrize("line", SAVES)
+def test_an_operator_that_writes_files_is_refused_however_it_is_named(line, tmp_path, planted):
+    path = with_line(tmp_path / "model.pt", line)
+    refused(path, "nothing was run|cannot be audited")
+    assert not planted.exists()
+    torch.jit.load(path)(torch.rand(1, 3, 4, 4))
+    assert planted.exists(), "the code does nothing, so the test above proves nothing"
+
+
+def test_a_file_is_not_read_into_the_scores(tmp_path):
+    (tmp_path / "planted").write_bytes(b"secret")
+    line = """x = torch.add(x, torch.sum(torch.to(getattr(torch, "from\\137file")("PATH", False, 6, dtype=0), 6)))"""
+    path = with_line(tmp_path / "model.pt", line)
+    refused(path, "nothing was run")
+    image = torch.zeros(1, 3, 4, 4)
+    assert (torch.jit.load(path)(image) != Plain()(image)).all()
 
 
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('getattr(torch, "sa" "ve")(1, "f")', "getattr 'save'"),
-        ('x = getattr(torch, "sa" "ve" if True else "")', "getattr None"),
-        ("x = getattr", "getattr"),
-        ('torch.from_file("f")', "from_file"),
-        ("ops.mylib.custom(1)", "ops.mylib"),
-        ("x = ops", "uses 'ops"),
+        ('torch.segment_reduce(x, "sum", lengths=torch.tensor([100000000]), unsafe=True)', "torch.segment_reduce"),
+        ('torch._segment_reduce_backward(x, x, x, "sum", lengths=x)', "torch._segment_reduce_backward"),
+        ("torch._weight_norm(x, torch.ones([1, 1]), 0)", "torch._weight_norm"),
+        ("torch.set_(x, x)", "torch.set_"),
+        ("x.as_strided([9], [9])", "as_strided"),
+        ("torch.mul(x, x, out=x)", "out="),
+        ("ops.prim.id(x)", "ops.prim.id"),
+        ("ops.prim.IgnoredPythonOp(x)", "ops.prim.IgnoredPythonOp"),
+        ("ops.mylib.custom(1)", "ops.mylib.custom"),
+        ("ops.quantized.conv2d(x)", "ops.quantized.conv2d"),
+        ("x = ops", "'ops'"),
+        ("x = ops.prim", "'ops.prim'"),
+        ("torch = x", "'torch as a name"),
+        ("x.segment_reduce('sum')", "'segment_reduce'"),
+        ("f = x.segment_reduce; _1 = f('sum')", "'f'"),
+        ('f = getattr(x, "segment_reduce")', "getattr"),
+        ("fork(x.save, 'f')", "'fork'"),
+        ("print('f')", "'print'"),
+        ("x = getattr", None),
+        ('x = getattr(self, "sa" "ve" if True else "")', "getattr None"),
+        ('x = getattr(x, "sa\\166e")', "getattr 'save'"),
+        ('getattr(self, "0")(x)', "getattr"),
+        ("(x.save if True else x.save)(x)", "x.save"),
         ("x = torch.classes.mylib.Custom()", "torch.classes"),
         ("x : __torch__.torch . classes.mylib.Custom = 1", "torch.classes"),
+        ("_1 = unchecked_cast(__torch__.Other, x)", "unchecked_cast"),
+        ("_1 = unchecked_cast(Tuple[int, int], x)", "unchecked_cast"),
+        ("_1 = '\\033[2J'", "the constant"),
+        ("_1 = '\\u5104'", "the constant"),
+        ("_1 = f'{x}'", "JoinedStr"),
+        ("_1 = [y for y in x]", "ListComp"),
+        ("import os", "Import"),
+        ("'a text'", "a text that does nothing"),
         ("^Function(1)(2)", "cannot be audited"),
         ("def (", "cannot be audited"),
         ("x = 'caf\xe9'", "cannot be audited"),
+        ("x = 1\r", "cannot be audited"),
+        ("x = 1\f", "cannot be audited"),
+        ("x = 1\x00", "cannot be audited"),
     ],
 )
 def test_torchscript_that_reaches_beyond_a_classifiers_operators_is_refused(line, reason, tmp_path):
-    path = scripted(network("resnet"), tmp_path / "model.pt")
+    refused(with_line(tmp_path / "model.pt", line), re.escape(reason) if reason else "cannot load it")
 
-    def change(name: str, data: bytes) -> bytes:
-        method = f"  def more(self) -> None:\n    {line}\n    return None\n{FORWARD}".encode()
-        return data.replace(FORWARD.encode(), method, 1) if name.endswith("conv.py") else data
 
-    refused(changed(path, change), reason)
+@pytest.mark.parametrize("kind", ["bytecode.pkl", "mobile_debug_handles.pkl", "code/x.so"])
+def test_what_else_an_archive_could_hold_is_refused(kind, tmp_path):
+    path = changed(scripted(Plain().eval(), tmp_path / "model.pt"), lambda _, data: data, **{kind: b""})
+    refused(path, f"holds '{re.escape(kind)}'")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (b"K\x07tQ", b"J\x00\x00\x40\x00tQ", "longer than it is"),
+        (b"(K\x07t(K\x01t", b"(J\x00\x00\x40\x00t(K\x01t", "larger than its weights"),
+        (b"K\x01K\x02\x86", b"K\x01\x85", r"no Tuple\[int, int\] as place"),
+        (b"K\x01K\x02\x86", b"K\x01N\x86", r"no Tuple\[int, int\] as place"),
+        (
+            b"torch.nn.modules.conv\nConv2d",
+            f"{__name__}\nPlain".encode(),
+            "holds an object|no Tensor|no __torch__|has no",
+        ),
+        (b"_rebuild_tensor_v2", b"_rebuild_parameter", "needs torch._utils._rebuild_parameter"),
+        (b"FloatStorage", b"QInt8Storage", "needs torch.QInt8Storage"),
+        (b"torch.jit._pickle\nbuild_intlist", b"torch.distributed.rpc\nrref", "needs torch.distributed.rpc.rref"),
+    ],
+)
+def test_a_pickle_that_says_other_than_the_archive_holds_is_refused(old, new, reason, tmp_path):
+    """PyTorch believes it, and reads what lies behind the weight or the object."""
+    path = scripted(Plain().eval(), tmp_path / "model.pt")
+    assert old in zipfile.ZipFile(path).read("model/data.pkl")
+    refused(changed(path, lambda name, data: data.replace(old, new, 1) if name == "data.pkl" else data), reason)
+
+
+def test_graphs_are_looked_through_too_after_loading(tmp_path, planted):
+    module = torch.jit.load(scripted(SavesInForward(planted), tmp_path / "model.pt"))
+    assert set(foreign(module)) == {"aten::save"}
+
+
+def test_what_an_archive_may_use_are_operators_of_pytorch():
+    known = {schema.name for schema in torch._C._jit_get_all_schemas()}
+    assert not [name for name in _ATEN if not {f"aten::{name}", f"aten::{name}_"} & known]
+    assert not {"save", "from_file", "set", "segment_reduce", "_weight_norm", "as_strided", "rpc_async"} & _ATEN
+
+
+class Talking(nn.Module):
+    """Texts of every kind, a hook, blocks without gradients, a module whose name is no name."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleDict({"stage-1": nn.Conv2d(3, CLASSES, 3), "2": nn.Dropout2d()})
+
+    def forward(self, x):
+        if x.dim() != 4:
+            raise ValueError("größe 'is' \"wrong\"\\ \n\t%s")
+        with torch.no_grad():
+            for part in self.parts.values():
+                x = part(x)
+        return F.softmax(x.mean((2, 3)), 1)
+
+
+def halved(self, input: tuple[Tensor], output: Tensor) -> Tensor:
+    return output / 2
+
+
+def legitimate() -> dict[str, nn.Module]:
+    hooked = Plain().eval()
+    hooked.conv.register_forward_hook(halved)
+    pools = nn.Sequential(
+        nn.Conv2d(3, 9, 3), nn.LPPool2d(2, 2), nn.Mish(), nn.InstanceNorm2d(9), nn.Upsample(scale_factor=2)
+    )
+    rows = nn.Sequential(nn.ReflectionPad2d(1), nn.PixelUnshuffle(2), nn.AdaptiveMaxPool2d(4), nn.Flatten(1), nn.GLU())
+    return {"talking": Talking(), "hooked": hooked, "pools": pools, "rows": rows}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", [*legitimate(), *ZOO])
+def test_what_networks_are_made_of_is_not_refused(name, frozen, tmp_path):
+    module = torch.jit.script((network(name) if name in ZOO else legitimate()[name]).eval())
+    torch.jit.save(torch.jit.freeze(module) if frozen else module, tmp_path / "model.pt")
+    batch = torch.rand(2, *SHAPE)
+    assert torch.allclose(load_script(tmp_path / "model.pt")(batch), module(batch), atol=1e-5)
 
 
 class Named(nn.Module):

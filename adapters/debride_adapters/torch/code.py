@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from debride_adapters.torch.operators import allowed, is_operator
 
 _TEXT = re.compile(rb"[\n\x20-\x7e]*")
+_PLAIN = re.compile(r"[\t\n\r\x20-\x7e\x80-\xff]*")  # what goes to the screen without moving its cursor
 _ESCAPE = re.compile(r"\\x([0-9a-f]{2})|\\.|[\x80-\xff]")
 _FIELD = re.compile(r"[\w :/+-]+", re.ASCII)
 _NODES = (
@@ -86,7 +87,7 @@ def _unusual(node: ast.AST) -> Iterator[str]:
 
 def _is_plain(value: object) -> bool:
     if isinstance(value, str):
-        return all(ord(letter) < 256 for letter in value)
+        return _PLAIN.fullmatch(value) is not None
     return value is None or isinstance(value, (bool, int, float, complex))
 
 

@@ -123,9 +123,10 @@ def check_model(value: Any, fields: Fields) -> None:
 
 
 def check_constants(values: Any) -> None:
-    """Raises ValueError unless `values` are tensors."""
-    if not isinstance(values, tuple) or not all(isinstance(value, _Tensor) for value in values):
-        raise ValueError("holds other than tensors")
+    """Raises ValueError unless `values` are tensors, numbers and texts: others would need a type to be held against."""
+    known = (_Tensor, *_PLAIN.values())
+    if not isinstance(values, tuple) or not all(isinstance(value, known) for value in values):
+        raise ValueError("holds other than tensors, numbers and texts")
 
 
 def _check_object(value: _Object, fields: Fields, seen: set[int]) -> None:

@@ -51,7 +51,7 @@ _AROUND = """
 """
 _ATEN = frozenset((_EXPORTED + _AROUND).split())
 _PRIM_NAMES = """
-    NumToTensor Print RaiseException abs data device dtype is_cuda is_mkldnn is_nested is_quantized is_sparse layout
+    NumToTensor RaiseException abs data device dtype is_cuda is_mkldnn is_nested is_quantized is_sparse layout
     max min requires_grad shape type unchecked_unwrap_optional
 """
 # What the code says in TorchScript's own words becomes these.
@@ -82,6 +82,8 @@ def foreign(module: Any) -> Iterator[str]:
     for part in module.modules():
         for name in part._c._method_names():
             yield from _foreign(part._c._get_method(name).graph)
+        for hook in (*part._c._get_forward_pre_hooks(), *part._c._get_forward_hooks()):
+            yield from _foreign(hook.graph)
     yield from _foreign(module._c._get_method("forward").inlined_graph)
 
 

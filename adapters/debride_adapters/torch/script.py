@@ -1,7 +1,9 @@
-"""TorchScript archives: their code is read before `torch.jit.load`, which already runs every `__setstate__` in it.
+"""TorchScript archives: everything in them is read and judged before `torch.jit.load`.
 
 TorchScript can neither import nor call Python, but it can write and read files, call other machines and reach whatever
-operators are installed. So the code may use PyTorch's own operators only, without those few.
+operators are installed, some of which corrupt memory. `code` lets through only what `operators` lists, and no
+`__setstate__`, which loading would run; `objects` holds the pickles against the code. After loading, the graphs are
+looked through once more, since they are what counts; by then nothing of the file has run.
 """
 
 from __future__ import annotations
@@ -13,25 +15,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from debride.errors import ModelError
-from debride_adapters.torch.files import one_line, pickle_globals, read_archive, write_archive
+from debride_adapters.common import one_line
+from debride_adapters.torch.code import read_code, reasons, write_code
+from debride_adapters.torch.files import read_archive, write_archive
+from debride_adapters.torch.objects import check_constants, check_model, declared, read_objects
+from debride_adapters.torch.operators import foreign
 
 if TYPE_CHECKING:
     from torch.jit import ScriptModule
 
 MAX_CODE = 8 << 20
+# `bytecode.pkl` and `mobile_debug_handles.pkl` of PyTorch's lite interpreter are not among them.
 _WANTED = re.compile(r"version|\.data/version|byteorder|data\.pkl|constants\.pkl|code/[\w./]+\.py|(data|constants)/\d+")
 # Debug notes, traced inputs and extra files: the model does not need them, so nothing reads them.
 _DROPPED = re.compile(
     r"code/.*\.debug_pkl|traced_inputs.*|extra/.*|\.data/serialization_id|\.format_version|\.storage_alignment"
-)
-_FORBIDDEN = re.compile(
-    r"\b(save|from_file|rpc_\w+|PythonOp|set_|_resize_output_|_nested_view_from_buffer\w*|_cuda_\w+"
-    r"|_sparse_\w*unsafe\w*)\b"
-)
-_OPS = re.compile(r"\bops\b(?!\.(prim|aten|quantized)\.)")
-_GLOBALS = re.compile(
-    r"__torch__(\.\w+)+|torch\._utils\._rebuild_tensor(_v2|_v3)?|torch\.\w+Storage|collections\.OrderedDict"
-    r"|torch\.jit\._pickle\.(build_\w+list|restore_type_tag)"
 )
 
 
@@ -44,73 +42,62 @@ def load_script(path: Path) -> ScriptModule:
     import torch
 
     entries = read_archive(path, _WANTED, _DROPPED)
-    _audit_code(path, {name: data for name, data in entries.items() if name.startswith("code/")})
-    for name in ("data.pkl", "constants.pkl"):
-        if name in entries:
-            _audit_pickle(path, name, entries[name])
+    code = _audited_code(path, {name: data for name, data in entries.items() if name.startswith("code/")})
+    _audit_objects(path, entries, code)
+    entries |= {name: write_code(tree) for name, tree in code.items()}
     try:
         module: ScriptModule = torch.jit.load(write_archive(entries), map_location="cpu")  # type: ignore[no-untyped-call]
     except Exception as error:
         raise ModelError(
             f"{path}: PyTorch cannot load it ({one_line(error)}); save it again with torch.jit.save"
         ) from error
+    try:
+        found = next(foreign(module), "")
+    except RuntimeError as error:
+        raise ModelError(f"{path}: has no forward ({one_line(error)}); save the whole model") from error
+    if found:
+        raise _refused(path, "its graph", found)
     module.eval()
     return module
 
 
-def _audit_code(path: Path, sources: Mapping[str, bytes]) -> None:
+def _audited_code(path: Path, sources: Mapping[str, bytes]) -> dict[str, ast.Module]:
     if sum(map(len, sources.values())) > MAX_CODE:
         raise ModelError(
             f"{path}: more than {MAX_CODE >> 20} MiB of TorchScript code; export the model with torch.export"
         )
+    code = {}
     for name, data in sources.items():
         try:
-            text = data.decode("ascii")
-            tree = ast.parse(text)
-            reached = _reached_by_name(tree)
+            code[name] = read_code(data)
+            used = next(reasons(code[name]), "")
         except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
             raise ModelError(
                 f"{path}: {name} cannot be audited ({one_line(error)}); export the model with torch.export"
             ) from error
-        found = _FORBIDDEN.search(text) or _OPS.search(text)
-        used = text[found.start() : found.end() + 30].split("\n")[0] if found else reached
         if used:
-            raise ModelError(
-                f"{path}: {name} uses '{used}', which no classifier needs; nothing was run; get another export"
-            )
+            raise _refused(path, name, used)
+    return code
 
 
-def _reached_by_name(tree: ast.AST) -> str:
-    """A name that the search of the text may miss: one within `getattr`, or a class that is no TorchScript, or nothing.
-
-    PyTorch writes `getattr` only for names such as "0", which cannot be written out.
-    """
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and _is_getattr(node.func)]
-    if len(calls) != sum(_is_getattr(node) for node in ast.walk(tree)):
-        return "getattr"
-    for call in calls:
-        name = call.args[1] if len(call.args) == 2 else None
-        value = name.value if isinstance(name, ast.Constant) else None
-        if not isinstance(value, str) or value.isidentifier():
-            return f"getattr {value!r}"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr == "classes" and _last_name(node.value) == "torch":
-            return "torch.classes"
-    return ""
+def _refused(path: Path, where: str, used: str) -> ModelError:
+    return ModelError(
+        f"{path}: {where} uses '{one_line(used)}', which debride does not let a model's file run; nothing was run; "
+        "export the network with torch.export, or save its state_dict"
+    )
 
 
-def _last_name(node: ast.AST) -> str:
-    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
-
-
-def _is_getattr(node: ast.AST) -> bool:
-    return isinstance(node, ast.Name) and node.id in ("getattr", "hasattr", "setattr")
-
-
-def _audit_pickle(path: Path, name: str, data: bytes) -> None:
+def _audit_objects(path: Path, entries: Mapping[str, bytes], code: Mapping[str, ast.Module]) -> None:
+    fields: dict[str, dict[str, ast.expr]] = {}
+    name = "its code"
     try:
-        for used in pickle_globals(data):
-            if not _GLOBALS.fullmatch(used) or used.startswith("__torch__.torch.classes"):
-                raise ModelError(f"{path}: {name} needs {used[:80]}, which no classifier needs; get another export")
-    except (ValueError, IndexError, EOFError) as error:
-        raise ModelError(f"{path}: {name} is damaged ({one_line(error)}); save the model again") from error
+        for file, tree in code.items():
+            fields |= declared(file[len("code/") : -len(".py")].replace("/", "."), tree)
+        for kind, check in (("constants", check_constants), ("data", lambda value: check_model(value, fields))):
+            name = f"{kind}.pkl"
+            prefix = f"{kind}/"
+            weights = {key[len(prefix) :]: data for key, data in entries.items() if key.startswith(prefix)}
+            if name in entries:
+                check(read_objects(entries[name], weights))
+    except Exception as error:  # a damaged pickle raises almost anything
+        raise ModelError(f"{path}: {name} {one_line(error)}; save the model again with torch.jit.save") from error
