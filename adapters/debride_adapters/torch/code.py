@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from debride_adapters.torch.operators import allowed, is_operator
 
@@ -53,14 +53,19 @@ def _octal(found: re.Match[str]) -> str:
     return f"\\{int(found.group(1), 16):03o}" if found.group(1) else "\\015" if text == "\\r" else text
 
 
-def reasons(tree: ast.Module) -> Iterator[str]:
-    """What in the code of a file a classifier does not need."""
+def defined(module: str, tree: ast.Module) -> set[str]:
+    """The full names of the classes and functions in `tree`, the code of `module`."""
+    return {f"{module}.{part.name}" for part in tree.body if isinstance(part, (ast.ClassDef, ast.FunctionDef))}
+
+
+def reasons(tree: ast.Module, known: Set[str]) -> Iterator[str]:
+    """What in the code of a file a classifier does not need; `known` are the names that the archive defines."""
     for node in ast.walk(tree):
         if not isinstance(node, _NODES):
             yield type(node).__name__
         yield from _unusual(node)
     for chain in _chains(tree):
-        yield from _beyond(chain)
+        yield from _beyond(chain, known)
     for part in tree.body:
         for function in part.body if isinstance(part, ast.ClassDef) else [part]:
             yield from _calls(function)
@@ -110,14 +115,16 @@ def _chain(node: ast.AST) -> list[str]:
     return [*before, node.attr] if before and isinstance(node, ast.Attribute) else []
 
 
-def _beyond(chain: list[str]) -> Iterator[str]:
-    known = {
+def _beyond(chain: list[str], known: Set[str]) -> Iterator[str]:
+    """A part of the way to a name is none: with `t = __torch__.torch`, `t.classes` would be PyTorch's own classes."""
+    prefixes = (".".join(chain[: end + 1]) for end in range(1, len(chain)))
+    fits = {
         "torch": len(chain) == 2 and allowed("aten", chain[-1]),
         "ops": len(chain) == 3 and allowed(*chain[1:]),
         "CONSTANTS": len(chain) == 2 and re.fullmatch(r"c\d+", chain[-1], re.ASCII) is not None,
-        "__torch__": len(chain) > 1 and chain[1:3] != ["torch", "classes"],
+        "__torch__": chain[1:3] != ["torch", "classes"] and any(prefix in known for prefix in prefixes),
     }
-    if not known.get(chain[0], True):
+    if not fits.get(chain[0], True):
         yield ".".join(chain)
 
 

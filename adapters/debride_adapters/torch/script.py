@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from debride.errors import ModelError
 from debride_adapters.common import one_line
-from debride_adapters.torch.code import read_code, reasons, write_code
+from debride_adapters.torch.code import defined, read_code, reasons, write_code
 from debride_adapters.torch.files import read_archive, write_archive
 from debride_adapters.torch.objects import check_constants, check_model, declared, read_objects
 from debride_adapters.torch.operators import foreign
@@ -66,18 +66,24 @@ def _audited_code(path: Path, sources: Mapping[str, bytes]) -> dict[str, ast.Mod
         raise ModelError(
             f"{path}: more than {MAX_CODE >> 20} MiB of TorchScript code; export the model with torch.export"
         )
-    code = {}
-    for name, data in sources.items():
-        try:
+    code, known = {}, set()
+    name = ""
+    try:
+        for name, data in sources.items():
             code[name] = read_code(data)
-            used = next(reasons(code[name]), "")
-        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-            raise ModelError(
-                f"{path}: {name} cannot be audited ({one_line(error)}); export the model with torch.export"
-            ) from error
-        if used:
-            raise _refused(path, name, used)
+            known |= defined(_module(name), code[name])
+        for name, tree in code.items():
+            if used := next(reasons(tree, known), ""):
+                raise _refused(path, name, used)
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        raise ModelError(
+            f"{path}: {name} cannot be audited ({one_line(error)}); export the model with torch.export"
+        ) from error
     return code
+
+
+def _module(file: str) -> str:
+    return file[len("code/") : -len(".py")].replace("/", ".")
 
 
 def _refused(path: Path, where: str, used: str) -> ModelError:
@@ -92,7 +98,7 @@ def _audit_objects(path: Path, entries: Mapping[str, bytes], code: Mapping[str, 
     name = "its code"
     try:
         for file, tree in code.items():
-            fields |= declared(file[len("code/") : -len(".py")].replace("/", "."), tree)
+            fields |= declared(_module(file), tree)
         for kind, check in (("constants", check_constants), ("data", lambda value: check_model(value, fields))):
             name = f"{kind}.pkl"
             prefix = f"{kind}/"
