@@ -125,7 +125,7 @@ def test_checkpoints_without_clear_weights_are_refused(value, reason, tmp_path):
 
 def test_weights_alone_need_the_architecture_and_the_input_shape(tmp_path):
     path = saved(network("resnet").state_dict(), tmp_path / "model.pth")
-    with pytest.raises(UsageError, match="--architecture module:factory"):
+    with pytest.raises(UsageError, match=r"--architecture FILE\.py:FACTORY"):
         adapter.convert(path, SHAPED)
     with pytest.raises(UsageError, match="--input-shape C,H,W"):
         adapter.convert(path, ConvertOptions(architecture=RESNET.architecture))

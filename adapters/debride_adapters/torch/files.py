@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-import pickletools
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -90,19 +89,6 @@ def write_archive(entries: Mapping[str, bytes]) -> io.BytesIO:
             archive.writestr(f"model/{name}", data)
     buffer.seek(0)
     return buffer
-
-
-def pickle_globals(data: bytes) -> Iterator[str]:
-    """The names "module.attribute" that the pickle `data` would import; nothing is run.
-
-    Raises:
-        ValueError: no pickle, or one that computes the names.
-    """
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in ("GLOBAL", "INST"):
-            yield ".".join(str(argument).split(" "))
-        elif opcode.name == "STACK_GLOBAL":
-            raise ValueError("computes the names of what it imports")
 
 
 def refuse_old_torch(path: Path | str) -> None:

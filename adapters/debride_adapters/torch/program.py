@@ -48,7 +48,11 @@ def load_program(path: Path) -> ExportedProgram:
     safe = {name: _audited(path, name, data) for name, data in entries.items()}
     try:
         with quiet():
-            return torch.export.load(write_archive(safe))
+            program = torch.export.load(write_archive(safe))
+            # What leads nowhere is not written as ONNX, and so not judged by the exporter: it must not run either.
+            program.graph.eliminate_dead_code()
+            program.graph_module.recompile()
+            return program
     except Exception as error:
         raise ModelError(
             f"{path}: PyTorch {torch.__version__} cannot load it ({_cause(error)}); export it again with this version"
