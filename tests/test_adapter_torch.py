@@ -273,3 +273,11 @@ def test_nothing_of_this_machine_is_in_what_is_written(tmp_path):
     for name in ("object", "program", "script"):
         data = (tmp_path / f"{name}.onnx").read_bytes()
         assert [trace for trace in traces if trace.encode() in data] == []
+
+
+def test_attention_that_was_traced_with_gradients_keeps_its_scores(tmp_path):
+    module = network("vit")
+    torch.jit.save(torch.jit.trace(module, torch.rand(2, *SHAPE), check_trace=False), tmp_path / "m.pt")
+    assert "aten::unflatten" in str(torch.jit.load(tmp_path / "m.pt").inlined_graph)
+    written = convert(Request(model=tmp_path / "m.pt", options=SHAPED), tmp_path / "m.onnx")
+    assert max(found.difference for found in written.conversion.parity) < TOLERANCE
