@@ -96,9 +96,9 @@ def test_a_traced_file_keeps_its_scores_even_where_attention_was_fused(name, tmp
     assert difference(adapter.convert(path, SHAPED), network(name)) <= TOLERANCE
 
 
-def test_scripted_attention_is_refused_with_the_operator_that_has_no_onnx_form(tmp_path):
+def test_scripted_attention_whose_heads_are_computed_is_refused_with_the_way_out(tmp_path):
     path = scripted(network("vit"), tmp_path / "model.pt")
-    with pytest.raises(ModelError, match=r"model\.pt: .*is_autocast_enabled.*torch\.export"):
+    with pytest.raises(ModelError, match=r"model\.pt: .*_native_multi_head_attention.*torch\.export"):
         adapter.convert(path, SHAPED)
 
 

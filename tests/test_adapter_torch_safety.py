@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from debride.errors import ModelError
 from debride.types import ConvertOptions
 from debride_adapters.torch import adapter
+from debride_adapters.torch.code import defined, read_code, reasons
+from debride_adapters.torch.objects import declared
 from debride_adapters.torch.operators import _ATEN, foreign
 from debride_adapters.torch.script import load_script
 from test_adapter_torch import SHAPED, difference, exported, scripted
@@ -316,7 +318,10 @@ def test_torchscript_that_reaches_beyond_a_classifiers_operators_is_refused(line
     refused(with_line(tmp_path / "model.pt", line), re.escape(reason) if reason else "cannot load it")
 
 
-@pytest.mark.parametrize("kind", ["bytecode.pkl", "mobile_debug_handles.pkl", "code/x.so"])
+OTHERS = ["bytecode.pkl", "mobile_debug_handles.pkl", "code/x.so", "code/__torch__.x.py", "code//__torch__.py"]
+
+
+@pytest.mark.parametrize("kind", OTHERS)
 def test_what_else_an_archive_could_hold_is_refused(kind, tmp_path):
     path = changed(scripted(Plain().eval(), tmp_path / "model.pt"), lambda _, data: data, **{kind: b""})
     refused(path, f"holds '{re.escape(kind)}'")
@@ -335,6 +340,7 @@ def test_what_else_an_archive_could_hold_is_refused(kind, tmp_path):
             f"{__name__}\nPlain".encode(),
             "holds an object|no Tensor|no __torch__|has no",
         ),
+        (b"ctorch\nFloatStorage\n", b"K\x00", "a weight without a size"),  # a number is a kind of weights to PyTorch
         (b"_rebuild_tensor_v2", b"_rebuild_parameter", "needs torch._utils._rebuild_parameter"),
         (b"FloatStorage", b"QInt8Storage", "needs torch.QInt8Storage"),
         (b"torch.jit._pickle\nbuild_intlist", b"torch.distributed.rpc\nrref", "needs torch.distributed.rpc.rref"),
@@ -382,9 +388,7 @@ def halved(self, input: tuple[Tensor], output: Tensor) -> Tensor:
 def legitimate() -> dict[str, nn.Module]:
     hooked = Plain().eval()
     hooked.conv.register_forward_hook(halved)
-    pools = nn.Sequential(
-        nn.Conv2d(3, 9, 3), nn.LPPool2d(2, 2), nn.Mish(), nn.InstanceNorm2d(9), nn.Upsample(scale_factor=2)
-    )
+    pools = nn.Sequential(nn.Conv2d(3, 9, 3), nn.LPPool2d(2, 2), nn.Mish(), nn.InstanceNorm2d(9), nn.PReLU())
     rows = nn.Sequential(nn.ReflectionPad2d(1), nn.PixelUnshuffle(2), nn.AdaptiveMaxPool2d(4), nn.Flatten(1), nn.GLU())
     return {"talking": Talking(), "hooked": hooked, "pools": pools, "rows": rows}
 
@@ -393,6 +397,10 @@ def legitimate() -> dict[str, nn.Module]:
 @pytest.mark.parametrize("name", [*legitimate(), *ZOO])
 def test_what_networks_are_made_of_is_not_refused(name, frozen, tmp_path):
     module = torch.jit.script((network(name) if name in ZOO else legitimate()[name]).eval())
+    if (name, frozen) == ("vit", False):
+        torch.jit.save(module, tmp_path / "model.pt")
+        refused(tmp_path / "model.pt", "_native_multi_head_attention")  # with heads that only running it would tell
+        return
     torch.jit.save(torch.jit.freeze(module) if frozen else module, tmp_path / "model.pt")
     batch = torch.rand(2, *SHAPE)
     assert torch.allclose(load_script(tmp_path / "model.pt")(batch), module(batch), atol=1e-5)
@@ -466,3 +474,58 @@ def test_an_operator_that_leads_nowhere_is_not_run_with_the_program(tmp_path):
     loaded = load_program(tmp_path / "m.pt2")
     assert "aten.neg.default" not in {str(node.target) for node in loaded.graph.nodes}
     assert "neg" not in loaded.module(check_guards=False).code
+
+
+@pytest.mark.parametrize(
+    ("call", "held"),
+    [
+        ("torch.upsample_nearest2d(x, [4, 4], 1e-30, 1e-30)", False),
+        ("torch.upsample_nearest2d(x, [4, 4], s, s)", False),
+        ("torch.upsample_bilinear2d(x, None, False, [1e30, 2.0])", False),
+        ("torch.upsample_bilinear2d(x, [4, 4], False, None, None)", True),
+        ("torch.upsample_bilinear2d(x, None, False, [2.0, 2.0])", True),
+        ("torch._native_multi_head_attention(x, x, x, 16, 0, w, b, p, c)", False),
+        ("torch._native_multi_head_attention(x, x, x, 16, 4, w, b, p, c)", True),
+        ("torch.lstm(x, h, w, True, 1, 0., False, False, True)", False),
+        ("torch.grid_sampler(x, g, 7, 0, False)", False),
+    ],
+)
+def test_operators_that_trust_their_numbers_are_given_usual_ones(call, held):
+    code = f"def forward(self, x: Tensor, s: float, g: Tensor, h: Tensor, w: Tensor) -> Tensor:\n  return {call}\n"
+    assert (not list(reasons(read_code(code.encode()), set()))) is held
+
+
+def test_what_is_defined_or_declared_twice_is_refused():
+    field = "class A(Module):\n  q : int\n  q : Tensor\n"
+    with pytest.raises(ValueError, match="declares a field of A twice"):
+        declared("__torch__", read_code(field.encode()))
+    assert defined("m", read_code(b"class A(Module):\n  q : int\nclass A(Module):\n  q : int\n")) == ["m.A", "m.A"]
+
+
+def test_a_class_that_is_there_twice_is_refused(tmp_path):
+    def twice(name, data):
+        return data + b"class Plain(Module):\n  x : int\n" if b"class Plain(" in data and name.endswith(".py") else data
+
+    path = changed(scripted(Plain().eval(), tmp_path / "model.pt"), twice)
+    refused(path, "twice|a text|cannot be audited")
+
+
+def test_programs_may_not_resize_by_what_makes_indices_out_of_bounds(tmp_path):
+    class Resized(nn.Module):
+        def forward(self, x):
+            return F.interpolate(x, scale_factor=2.0).mean((2, 3))
+
+    torch.export.save(torch.export.export(Resized(), (torch.rand(2, *SHAPE),)), tmp_path / "m.pt2")
+    assert adapter.convert(tmp_path / "m.pt2", ConvertOptions()).onnx
+    path = changed(tmp_path / "m.pt2", lambda _, data: data.replace(b"2.0", b"1e-30"))
+    refused(path, "resizes by 1e-30")
+
+
+def test_a_scale_that_is_computed_is_refused_and_one_that_was_traced_is_not(tmp_path):
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Upsample(scale_factor=2, mode="bilinear"), nn.Flatten(), nn.LazyLinear(5)
+    )
+    module(torch.rand(1, *SHAPE))
+    refused(scripted(module.eval(), tmp_path / "scripted.pt"), "upsample_")
+    torch.jit.save(torch.jit.trace(module, torch.rand(2, *SHAPE)), tmp_path / "traced.pt")
+    assert load_script(tmp_path / "traced.pt")(torch.rand(2, *SHAPE)).shape == (2, 5)

@@ -11,7 +11,7 @@ import ast
 import re
 from collections.abc import Iterator, Set
 
-from debride_adapters.torch.operators import allowed, is_operator
+from debride_adapters.torch.operators import allowed, is_operator, usual_scale
 
 _TEXT = re.compile(rb"[\n\x20-\x7e]*")
 _PLAIN = re.compile(r"[\t\n\r\x20-\x7e\x80-\xff]*")  # what goes to the screen without moving its cursor
@@ -53,9 +53,9 @@ def _octal(found: re.Match[str]) -> str:
     return f"\\{int(found.group(1), 16):03o}" if found.group(1) else "\\015" if text == "\\r" else text
 
 
-def defined(module: str, tree: ast.Module) -> set[str]:
-    """The full names of the classes and functions in `tree`, the code of `module`."""
-    return {f"{module}.{part.name}" for part in tree.body if isinstance(part, (ast.ClassDef, ast.FunctionDef))}
+def defined(module: str, tree: ast.Module) -> list[str]:
+    """The full names of the classes and functions in `tree`, the code of `module`, in order."""
+    return [f"{module}.{part.name}" for part in tree.body if isinstance(part, (ast.ClassDef, ast.FunctionDef))]
 
 
 def reasons(tree: ast.Module, known: Set[str]) -> Iterator[str]:
@@ -141,6 +141,10 @@ def _calls(function: ast.AST) -> Iterator[str]:
             yield "out="  # makes another tensor smaller or larger
         if isinstance(node.func, ast.Attribute):
             yield from _method(node.func)
+            if node.func.attr.lstrip("_").startswith("upsample"):
+                yield from _scales(node)
+            if node.func.attr == "_native_multi_head_attention" and not _has_heads(node):
+                yield ast.unparse(node)[:60]
         elif not isinstance(node.func, ast.Name):
             yield ast.unparse(node.func)[:60]
         elif node.func.id in bound:
@@ -152,6 +156,22 @@ def _calls(function: ast.AST) -> Iterator[str]:
             yield from _field(node)
         if isinstance(node.func, ast.Name) and node.func.id == "unchecked_cast":
             yield from _cast(node, function, bound)
+
+
+def _scales(call: ast.Call) -> Iterator[str]:
+    """Where to resize by are None or written numbers of a usual size: of others PyTorch makes indices out of bounds."""
+    for argument in (*call.args[2:], *(word.value for word in call.keywords)):
+        for part in argument.elts if isinstance(argument, (ast.List, ast.Tuple)) else [argument]:
+            number = part.value if isinstance(part, ast.Constant) else ...
+            if not (number is None or isinstance(number, bool) or usual_scale(number)):
+                yield ast.unparse(call)[:60]
+
+
+def _has_heads(call: ast.Call) -> bool:
+    """Whether the width and the number of heads are written out; PyTorch divides by them without asking."""
+    return len(call.args) > 4 and all(
+        isinstance(part, ast.Constant) and type(part.value) is int and part.value > 0 for part in call.args[3:5]
+    )
 
 
 def _method(called: ast.Attribute) -> Iterator[str]:

@@ -24,6 +24,13 @@ _PLAIN = {"int": int, "float": float, "bool": bool, "str": str, "NoneType": type
 Fields = Mapping[str, Mapping[str, ast.expr]]
 
 
+class _Storage:
+    """A kind of weights by name, as PyTorch writes it; a bare number would mean another kind to PyTorch's reader."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
 class _Tensor:
     def __init__(self, numel: int) -> None:
         self.numel = numel
@@ -63,7 +70,7 @@ class _Reader(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _SIZES:
-            return _SIZES[name]
+            return _Storage(_SIZES[name])
         if module == "torch.jit._pickle" and name in _LISTS:
             return _Function(name)
         if (module, name) in (("torch._utils", "_rebuild_tensor_v2"), ("collections", "OrderedDict")):
@@ -74,10 +81,10 @@ class _Reader(pickle.Unpickler):
         raise ValueError(f"needs {full[:80]}, which no classifier needs")
 
     def persistent_load(self, pid: Any) -> _Tensor:
-        kind, size, key, _, numel = pid
-        if kind != "storage" or type(size) is not int or type(numel) is not int:
+        if type(pid) is not tuple or tuple(map(type, pid)) != (str, _Storage, str, str, int) or pid[0] != "storage":
             raise ValueError("holds a weight without a size")
-        if not 0 <= numel * size <= len(self._weights.get(key, b"")):
+        _, kind, key, _, numel = pid
+        if not 0 <= numel * kind.size <= len(self._weights.get(key, b"")):
             raise ValueError(f"says of weight {str(key)[:20]} that it is longer than it is")
         return _Tensor(numel)
 
@@ -104,7 +111,14 @@ def read_objects(data: bytes, weights: Mapping[str, bytes]) -> Any:
 
 def declared(module: str, tree: ast.Module) -> dict[str, dict[str, ast.expr]]:
     """The fields of each class in `tree`, the code of `module`, with their types."""
-    return {f"{module}.{part.name}": dict(_fields(part.body)) for part in tree.body if isinstance(part, ast.ClassDef)}
+    found: dict[str, dict[str, ast.expr]] = {}
+    for part in tree.body:
+        if isinstance(part, ast.ClassDef):
+            fields = list(_fields(part.body))
+            found[f"{module}.{part.name}"] = dict(fields)
+            if len(fields) != len(found[f"{module}.{part.name}"]):
+                raise ValueError(f"declares a field of {part.name} twice")
+    return found
 
 
 def _fields(body: Iterable[ast.stmt]) -> Iterable[tuple[str, ast.expr]]:

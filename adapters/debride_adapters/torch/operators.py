@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 # The exporter's table without losses, quantisation, what only it uses, and what trusts the sizes that it is given
-# (`_weight_norm` crashes on wrong ones) or hardly checks them (`as_strided`, `embedding_bag`, padded sequences, ...).
+# (`_weight_norm` crashes on wrong ones) or hardly checks them (`as_strided`, `embedding_bag`, `lstm`, `grid_sampler`).
 _EXPORTED = """
     Delete __and__ __contains__ __derive_index __getitem__ __is__ __isnot__ __lshift__ __not__ __or__ __range_length
     __rshift__ __xor__ _conj _convolution _convolution_mode _log_softmax _set_item abs acos
@@ -22,18 +22,18 @@ _EXPORTED = """
     clamp_min clone conj_physical constant_pad_nd contiguous conv1d conv2d conv3d conv_transpose1d conv_transpose2d
     conv_transpose3d convolution cos cosine_similarity cross cumsum detach diagonal dim div dot dropout einsum elu
     embedding empty empty_like eq erf exp expand expand_as eye feature_alpha_dropout feature_dropout fill flatten
-    flip floor floor_divide floordiv fmod frobenius_norm full full_like gather ge gelu glu grid_sampler group_norm
-    gru gt hardshrink hardsigmoid hardswish hardtanh hstack im2col index index_add index_copy index_fill index_put
+    flip floor floor_divide floordiv fmod frobenius_norm full full_like gather ge gelu glu group_norm
+    gt hardshrink hardsigmoid hardswish hardtanh hstack im2col index index_add index_copy index_fill index_put
     index_select insert instance_norm is_floating_point isfinite isinf isnan item layer_norm le leaky_relu len lerp
     linalg_cross linalg_matrix_norm linalg_norm linalg_vector_norm linear linspace list log log10 log1p log2
-    log_sigmoid log_softmax logical_and logical_not logical_or logical_xor logit logsumexp lstm lt masked_fill
+    log_sigmoid log_softmax logical_and logical_not logical_or logical_xor logit logsumexp lt masked_fill
     masked_scatter masked_select matmul max max_pool1d max_pool1d_with_indices max_pool2d max_pool2d_with_indices
     max_pool3d max_pool3d_with_indices maximum mean meshgrid min minimum mish mm movedim mul mv nan_to_num narrow
     native_layer_norm ne neg new_empty new_full new_ones new_zeros nonzero norm normal numel one_hot ones ones_like
     outer pad pairwise_distance permute pixel_shuffle pixel_unshuffle pop pow prelu prod rand rand_like randint
     randint_like randn randn_like reciprocal reflection_pad1d reflection_pad2d reflection_pad3d relu relu6 remainder
     repeat replication_pad1d replication_pad2d replication_pad3d reshape reshape_as resolve_conj resolve_neg
-    rnn_relu rnn_tanh roll round rrelu rsqrt rsub scalar_tensor scaled_dot_product_attention scatter scatter_add
+    roll round rrelu rsqrt rsub scalar_tensor scaled_dot_product_attention scatter scatter_add
     scatter_reduce select selu sigmoid sign silu sin size slice softmax softplus softshrink sort split
     split_with_sizes sqrt square squeeze stack std std_mean sub sum t take tan tanh tensor tensor_split tensordot
     threshold tile to topk transpose tril triu true_divide type_as unbind unflatten unfold unsafe_chunk unsafe_split
@@ -68,6 +68,11 @@ def allowed(namespace: str, name: str) -> bool:
     if namespace == "prim":
         return name in _PRIM
     return namespace == "aten" and (name in _ATEN or name.removesuffix("_") in _ATEN)
+
+
+def usual_scale(number: object) -> bool:
+    """Whether a picture may be resized by `number`."""
+    return isinstance(number, (int, float)) and 1 / 256 <= number <= 256
 
 
 def is_operator(name: str) -> bool:

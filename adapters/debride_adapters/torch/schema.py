@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from debride.errors import ModelError
+from debride_adapters.torch.operators import usual_scale
 
 _TARGET = re.compile(
     r"torch\.ops\.(aten|higher_order)\.\w+(\.\w+)?|_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|neg|pow|"
@@ -17,6 +18,9 @@ _TARGET = re.compile(
 )
 _FORBIDDEN_OPS = re.compile(
     r"torch\.ops\.(aten\.(save|from_file|set_|_print|_nested_view_from_buffer\w*|resize\w*_)\b.*"
+    # These trust the sizes and indices that they are given.
+    r"|aten\.(\w*segment_reduce\w*|\w*weight_norm\w*|lstm|gru|rnn_\w+|\w*embedding_bag\w*|grid_sampler\w*|as_strided\w*"
+    r"|_index_put_impl\w*|_unsafe_\w+)\b.*"
     r"|higher_order\.(?!wrap_with_set_grad_enabled$|wrap_with_autocast$).*)"
 )
 _PLAIN = re.compile(r"[\w.-]*", re.ASCII)
@@ -73,6 +77,8 @@ def on_processor(value: Any) -> Any:
 def _reasons(value: Any, key: str) -> Iterator[str]:
     """What is wrong within `value`, found under `key`."""
     if isinstance(value, dict):
+        if str(value.get("target")).startswith("torch.ops.aten.upsample"):
+            yield from _scales(value.get("inputs"))
         for name, child in value.items():
             if not _PLAIN.fullmatch(name):
                 yield f"has the name '{name[:60]}'"
@@ -82,6 +88,14 @@ def _reasons(value: Any, key: str) -> Iterator[str]:
             yield from _reasons(child, key)
     elif isinstance(value, str) and (reason := _reason(value, key)):
         yield reason
+
+
+def _scales(value: Any) -> Iterator[str]:
+    """Of a scale that is none PyTorch makes indices out of bounds."""
+    for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        if isinstance(child, float) and not usual_scale(child):
+            yield f"resizes by {child}"
+        yield from _scales(child)
 
 
 def _reason(text: str, key: str) -> str:

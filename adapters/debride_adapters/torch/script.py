@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 MAX_CODE = 8 << 20
 # `bytecode.pkl` and `mobile_debug_handles.pkl` of PyTorch's lite interpreter are not among them.
-_WANTED = re.compile(r"version|\.data/version|byteorder|data\.pkl|constants\.pkl|code/[\w./]+\.py|(data|constants)/\d+")
+_WANTED = re.compile(
+    r"version|\.data/version|byteorder|data\.pkl|constants\.pkl|code/(\w+/)*\w+\.py|(data|constants)/\d+", re.ASCII
+)
 # Debug notes, traced inputs and extra files: the model does not need them, so nothing reads them.
 _DROPPED = re.compile(
     r"code/.*\.debug_pkl|traced_inputs.*|extra/.*|\.data/serialization_id|\.format_version|\.storage_alignment"
@@ -41,6 +43,8 @@ def load_script(path: Path) -> ScriptModule:
     """
     import torch
 
+    # What `empty` gives is then filled: else it is whatever the process had in memory there.
+    torch.use_deterministic_algorithms(True, warn_only=True)
     entries = read_archive(path, _WANTED, _DROPPED)
     code = _audited_code(path, {name: data for name, data in entries.items() if name.startswith("code/")})
     _audit_objects(path, entries, code)
@@ -66,12 +70,16 @@ def _audited_code(path: Path, sources: Mapping[str, bytes]) -> dict[str, ast.Mod
         raise ModelError(
             f"{path}: more than {MAX_CODE >> 20} MiB of TorchScript code; export the model with torch.export"
         )
-    code, known = {}, set()
+    code: dict[str, ast.Module] = {}
+    known: set[str] = set()
     name = ""
     try:
         for name, data in sources.items():
             code[name] = read_code(data)
-            known |= defined(_module(name), code[name])
+            for here in defined(_module(name), code[name]):
+                if here in known:  # which of the two counts, readers need not agree
+                    raise ValueError(f"defines {here} twice")
+                known.add(here)
         for name, tree in code.items():
             if used := next(reasons(tree, known), ""):
                 raise _refused(path, name, used)

@@ -17,7 +17,7 @@ REQUEST, OUTCOME = "request.json", "outcome.json"
 """The files that the two processes write for each other, in a folder of their own."""
 TOLERANCE = 1e-3
 GIB = 1 << 30
-_MAX_OUTCOME = 1 << 24
+MAX_OUTCOME = 1 << 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ def outcome_from_json(text: str) -> Conversion:
     not what `outcome_to_json` writes.
     """
     try:
-        if len(text) > _MAX_OUTCOME:
+        if len(text) > MAX_OUTCOME:
             raise ValueError("too long")
         found = json.loads(text)
         told = _error(found) if "error" in found else None
@@ -106,14 +106,19 @@ def outcome_from_json(text: str) -> Conversion:
 
 
 def _error(found: dict[str, Any]) -> DebrideError:
-    kind, message = getattr(debride.errors, str(found["error"])), str(found["message"])
+    kind, message = getattr(debride.errors, str(found["error"])), _plain(found["message"])
     return kind(message) if isinstance(kind, type) and issubclass(kind, DebrideError) else ModelError(message)
+
+
+def _plain(value: Any) -> str:
+    """`value` as text on one line without what a terminal would obey: parts of it come from a stranger's file."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(str(value).split()))
 
 
 def _conversion(found: dict[str, Any]) -> Conversion:
     return Conversion(
-        framework=str(found["framework"]),
-        packages={str(name): str(version) for name, version in found["packages"].items()},
+        framework=_plain(found["framework"]),
+        packages={_plain(name): _plain(version) for name, version in found["packages"].items()},
         opset=int(found["opset"]),
         parity=tuple(
             Agreement(
@@ -124,5 +129,5 @@ def _conversion(found: dict[str, Any]) -> Conversion:
             for p in found["parity"]
         ),
         tolerance=float(found["tolerance"]),
-        notes=tuple(map(str, found["notes"])),
+        notes=tuple(map(_plain, found["notes"])),
     )

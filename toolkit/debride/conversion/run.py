@@ -11,6 +11,7 @@ from pathlib import Path
 
 from debride.conversion.request import (
     GIB,
+    MAX_OUTCOME,
     OUTCOME,
     REQUEST,
     Request,
@@ -57,12 +58,20 @@ def convert_in(folder: Path, request: Request, progress: Progress = no_progress)
             code = _wait(child, request, folder / _LOG, progress)
         finally:
             _end(child)
-    if not (folder / OUTCOME).is_file():
+    if not _own_file(folder / OUTCOME):
         raise ModelError(f"{request.model}: {_death(code, request)}{_last_words(folder / _LOG)}")
+    if (folder / OUTCOME).stat().st_size > MAX_OUTCOME:
+        raise ModelError(f"{request.model}: the conversion says more than it can; get an undamaged model")
     conversion = outcome_from_json((folder / OUTCOME).read_text("utf-8"))
-    if not graph_at(folder, request).is_file():
+    graph = graph_at(folder, request)
+    if graph.parent.is_symlink() or not _own_file(graph):
         raise ModelError(f"{request.model}: the conversion wrote no graph; run it again")
     return conversion
+
+
+def _own_file(path: Path) -> bool:
+    """Whether `path` is a file and no link: a child that a file has taken over could leave one to anything."""
+    return path.is_file() and not path.is_symlink()
 
 
 def _wait(child: subprocess.Popen[bytes], request: Request, log: Path, progress: Progress) -> int:

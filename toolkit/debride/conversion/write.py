@@ -10,6 +10,7 @@ from debride.conversion.finish import finish
 from debride.conversion.request import Request, graph_at
 from debride.conversion.run import convert_in
 from debride.conversion.source import facts_of
+from debride.graph.read import read_model
 from debride.graph.write import check_free, write_copy
 from debride.types import Conversion, Converted, FileFacts, Progress, no_progress
 
@@ -36,6 +37,7 @@ def convert(request: Request, output: Path, *, force: bool = False, progress: Pr
         request = replace(request, name=output.name)
         conversion = convert_in(folder, request, progress)
         graph = graph_at(folder, request)
+        read_model(graph, free=False)  # the child has said so, but it has read a stranger's file
         _place(graph, output, force)
     return Written(model=facts, output=facts_of(output), conversion=conversion)
 
