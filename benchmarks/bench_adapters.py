@@ -159,7 +159,7 @@ def row(case: Case, output: Path) -> tuple[str, ...]:
 def told(stderr: str) -> str:
     """Why a conversion failed, without the temporary path and what would break the table."""
     last = (stderr.strip().splitlines() or ["?"])[-1].replace("|", "/")
-    return last.split(": ", 2)[-1]
+    return last.split(": ", 3)[-1]
 
 
 def understood(graph: Path) -> tuple[str, str, str]:
