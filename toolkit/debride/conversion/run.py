@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 from debride.conversion.request import (
     GIB,
@@ -36,7 +37,20 @@ def convert_in(folder: Path, request: Request, progress: Progress = no_progress)
     Raises what the child raised, and `ModelError` where it crashed or ran out of its limits. It is gone, with all
     that it started, however this ends.
     """
+    progress("conversion", 0, 1)
     (folder / REQUEST).write_text(request_to_json(request), "utf-8")
+    with (folder / _LOG).open("wb") as log:
+        child = _started(folder, log)
+        try:
+            code = _wait(child, request, folder / _LOG)
+        finally:
+            _end(child)
+    conversion = _result(folder, request, code)
+    progress("conversion", 1, 1, f"from {conversion.framework}")
+    return conversion
+
+
+def _started(folder: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
     # -P: a file named like a module, in the folder where the user stands, must not be imported in its place.
     command = [sys.executable, "-P", "-m", "debride.conversion.child", str(folder)]
     scratch = folder / "scratch"
@@ -45,19 +59,18 @@ def convert_in(folder: Path, request: Request, progress: Progress = no_progress)
     homes = dict.fromkeys(("TMPDIR", "TMP", "TEMP", "KERAS_HOME"), str(scratch))
     # An empty or relative entry means the folder where the user stands, and so do files named like modules in it.
     paths = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if Path(entry).is_absolute()]
-    with (folder / _LOG).open("wb") as log:
-        child = subprocess.Popen(
-            command,
-            env={**os.environ, **_QUIET, **homes, "PYTHONPATH": os.pathsep.join(paths)},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            code = _wait(child, request, folder / _LOG, progress)
-        finally:
-            _end(child)
+    return subprocess.Popen(
+        command,
+        env={**os.environ, **_QUIET, **homes, "PYTHONPATH": os.pathsep.join(paths)},
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+
+
+def _result(folder: Path, request: Request, code: int) -> Conversion:
+    """What the child says that it has done, and has; raises what it raised, or how it ended."""
     if not _own_file(folder / OUTCOME):
         raise ModelError(f"{request.model}: {_death(code, request)}{_last_words(folder / _LOG)}")
     if (folder / OUTCOME).stat().st_size > MAX_OUTCOME:
@@ -74,9 +87,8 @@ def _own_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-def _wait(child: subprocess.Popen[bytes], request: Request, log: Path, progress: Progress) -> int:
+def _wait(child: subprocess.Popen[bytes], request: Request, log: Path) -> int:
     started = time.monotonic()
-    progress("conversion", 0, 1)
     while (spent := time.monotonic() - started) < request.limits.seconds:
         try:
             code = child.wait(_TICK)
@@ -84,7 +96,6 @@ def _wait(child: subprocess.Popen[bytes], request: Request, log: Path, progress:
             if log.stat().st_size > _MAX_LOG:
                 raise ModelError(f"{request.model}: its framework prints without end; get an undamaged model") from None
             continue
-        progress("conversion", 1, 1)
         return code
     raise ModelError(
         f"{request.model}: not converted after {spent:.0f} s; "
