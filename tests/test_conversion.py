@@ -18,6 +18,7 @@ from onnx import external_data_helper, numpy_helper
 
 import made_up
 from debride.conversion import finish as finishing
+from debride.conversion import run as running
 from debride.conversion.finish import finish
 from debride.conversion.request import (
     Limits,
@@ -439,3 +440,43 @@ def test_the_digest_of_a_folder_tells_names_and_contents_apart(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ModelError, match="neither a file nor a folder"):
         facts_of(tmp_path / "pipe")
+
+
+CONVERSION = Conversion(framework="F", packages={}, opset=18, parity=(), tolerance=0.1)
+
+
+def test_a_link_that_the_child_leaves_is_not_followed(tmp_path):
+    request = Request(model=tmp_path / "m.made")
+    (tmp_path / "outcome.json").write_text(outcome_to_json(CONVERSION))
+    (tmp_path / "graph").mkdir()
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "graph" / "model.onnx").symlink_to(tmp_path / "secret")
+    with pytest.raises(ModelError, match="wrote no graph"):
+        running._result(tmp_path, request, 0)
+    (tmp_path / "graph" / "model.onnx").unlink()
+    (tmp_path / "graph" / "model.onnx").write_text("a file of its own")
+    assert running._result(tmp_path, request, 0) == CONVERSION
+    (tmp_path / "outcome.json").rename(tmp_path / "elsewhere.json")
+    (tmp_path / "outcome.json").symlink_to(tmp_path / "elsewhere.json")
+    (tmp_path / "log.txt").write_text("")
+    with pytest.raises(ModelError, match="ended without a result"):
+        running._result(tmp_path, request, 0)
+
+
+def test_what_a_terminal_would_obey_does_not_leave_the_child():
+    told = outcome_from_json(outcome_to_json(replace(CONVERSION, framework="F\x1b[31m", notes=("a\nb\x07",))))
+    assert (told.framework, told.notes) == ("F?[31m", ("a b?",))
+    with pytest.raises(ModelError, match=r"^bad\?\[2J line$"):
+        outcome_from_json(outcome_to_json(ModelError("bad\x1b[2J\nline")))
+
+
+def test_a_graph_that_is_none_is_not_written(made, tmp_path, monkeypatch):
+    def forged(folder, request, progress):
+        graph_at(folder, request).parent.mkdir()
+        graph_at(folder, request).write_bytes(b"no graph")
+        return CONVERSION
+
+    monkeypatch.setattr("debride.conversion.write.convert_in", forged)
+    with pytest.raises(ModelError):
+        convert(Request(model=made()), tmp_path / "out.onnx")
+    assert left(tmp_path) == []
