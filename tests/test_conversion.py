@@ -317,6 +317,19 @@ def test_a_folder_may_be_named_by_a_dot(tmp_path, monkeypatch):
         convert(Request(model=Path()), tmp_path / "out.onnx")
 
 
+def test_a_model_behind_a_link_keeps_the_name_that_the_user_knows(made, tmp_path):
+    (tmp_path / "known.made").symlink_to(made())
+    with opened(Request(model=tmp_path / "known.made")) as source:
+        assert (source.path.name, source.facts.name) == ("known.onnx", "known.made")
+
+
+def test_a_child_whose_parent_is_gone_already_does_not_begin(made, tmp_path):
+    (tmp_path / "request.json").write_text(request_to_json(Request(model=made())))
+    command = [sys.executable, "-m", "debride.conversion.child", str(tmp_path), "1"]
+    ended = subprocess.run(command, check=False, capture_output=True, timeout=60)
+    assert ended.returncode == (1 if sys.platform == "linux" and os.getpid() != 1 else 0)
+
+
 def test_an_onnx_file_is_opened_as_it_is(tmp_path):
     path = tmp_path / "m.onnx"
     path.write_bytes(tiny_classifier(tiny_spec()))

@@ -99,9 +99,13 @@ def read_fields(path: Path) -> SpecFlags:
 
 def sidecar_of(model: Path) -> Path | None:
     """The side-car beside `model` (`MODEL.json` for `MODEL.onnx`), or None where there is none."""
-    named = model if model.name not in ("", "..") else model.resolve()
-    path = named.with_suffix(".json")
-    return path if path.is_file() and path != named else None
+    path = named(model).with_suffix(".json")
+    return path if path.is_file() and path != named(model) else None
+
+
+def named(path: Path) -> Path:
+    """`path`, or what it is really called where it is "." or ends in ".."; a link keeps its own name."""
+    return path if path.name not in ("", "..") else path.resolve()
 
 
 def check_scaling(spec: InputSpec, where: str) -> None:

@@ -29,11 +29,14 @@ _GRACE = 60
 _PR_SET_PDEATHSIG = 1
 
 
-def main(folder: Path) -> None:
-    """Do what `folder`/request.json says; the outcome goes beside it, the graph where `graph_at` says."""
+def main(folder: Path, parent: int) -> None:
+    """Do what `folder`/request.json says; the outcome goes beside it, the graph where `graph_at` says.
+
+    `parent` is the number of the process that waits for it.
+    """
     request = request_from_json((folder / REQUEST).read_text("utf-8"))
     _confine(request.limits)
-    _follow_parent(request.limits)
+    _follow(parent, request.limits)
     try:
         outcome: Conversion | DebrideError = _convert(request, folder)
     except DebrideError as error:
@@ -88,15 +91,15 @@ def _confine(limits: Limits) -> None:
         resource.setrlimit(kind, (bound, bound))
 
 
-def _follow_parent(limits: Limits) -> None:
+def _follow(parent: int, limits: Limits) -> None:
     """Ends this process with its parent, which may be killed before it can; and, if all else fails, by an alarm."""
     if hasattr(signal, "alarm"):
         signal.alarm(int(limits.seconds) + _GRACE)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1:  # it was gone already
+        if os.getppid() != parent:  # it was gone already
             sys.exit(1)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

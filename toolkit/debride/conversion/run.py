@@ -52,7 +52,7 @@ def convert_in(folder: Path, request: Request, progress: Progress = no_progress)
 
 def _started(folder: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
     # -P: a file named like a module, in the folder where the user stands, must not be imported in its place.
-    command = [sys.executable, "-P", "-m", "debride.conversion.child", str(folder)]
+    command = [sys.executable, "-P", "-m", "debride.conversion.child", str(folder), str(os.getpid())]
     scratch = folder / "scratch"
     scratch.mkdir()
     # What it leaves behind goes with the folder; and Keras, which writes a configuration into its home, reads none.

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from debride.conversion.request import Request, graph_at
 from debride.conversion.run import convert_in
 from debride.errors import DebrideError, ModelError
-from debride.specfile import sidecar_of
+from debride.specfile import named, sidecar_of
 from debride.types import Conversion, FileFacts, Progress, no_progress
 
 _CHUNK = 1 << 20
@@ -56,7 +56,7 @@ def opened(request: Request, progress: Progress = no_progress) -> Iterator[Sourc
         return
     with TemporaryDirectory(prefix="debride-", ignore_cleanup_errors=True) as made:
         folder = Path(made).resolve()
-        request = replace(request, name=f"{origin.resolve().stem}.onnx")
+        request = replace(request, name=f"{named(origin).stem}.onnx")
         facts = facts_of(origin)
         conversion = convert_in(folder, request, progress)
         path = graph_at(folder, request)
@@ -82,7 +82,7 @@ def facts_of(path: Path) -> FileFacts:
         if path.exists() and not path.is_file():
             raise ModelError(f"{path}: neither a file nor a folder; give the path of a model")
         digest = hashlib.sha256()
-        return FileFacts(name=path.resolve().name, size=_add(digest, path), sha256=digest.hexdigest())
+        return FileFacts(name=named(path).name, size=_add(digest, path), sha256=digest.hexdigest())
     except FileNotFoundError as error:
         raise ModelError(f"{path}: no such file; give the path of a model") from error
     except OSError as error:
@@ -101,7 +101,7 @@ def _folder_facts(folder: Path) -> FileFacts:
         inner = hashlib.sha256()
         size += _add(inner, file)
         digest.update(hashlib.sha256(name).digest() + inner.digest())
-    return FileFacts(name=folder.resolve().name, sha256=digest.hexdigest(), size=size)
+    return FileFacts(name=named(folder).name, sha256=digest.hexdigest(), size=size)
 
 
 def _add(digest: hashlib._Hash, file: Path) -> int:
