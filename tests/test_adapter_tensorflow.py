@@ -15,7 +15,7 @@ from tf_zoo_files import answers, differ, images, run, zoo
 
 pytestmark = pytest.mark.frameworks
 
-KERAS = ["resnet", "mobilenet", "densenet", "vit", "convnext"]
+KERAS = ["resnet", "mobilenet", "densenet", "vit", "convnext", "points"]
 SMALL = ["plain", "v1-resource", "v1-reference"]
 CLOSE = 1e-4
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 os.environ.update(KERAS_BACKEND="tensorflow", TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="-1")
 
+import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_zoo import build
+from keras_zoo import build, lived_in
 
 V1 = tf.compat.v1
 FAMILIES = ("resnet", "mobilenet", "densenet", "vit", "convnext")
@@ -118,8 +119,20 @@ def version1(root: Path) -> None:
             V1.saved_model.simple_save(session, str(root / name), {"image": pixels}, {"scores": scores})
 
 
+def points(root: Path) -> None:
+    """Normalisation over the channels of maps of 1x1, as SavedModel, frozen graph and TFLite."""
+    image = keras.Input((32, 32, 3))
+    x = keras.layers.LayerNormalization()(keras.layers.Conv2D(6, 32)(image))
+    model = lived_in(keras.Model(image, keras.layers.Dense(4)(keras.layers.Flatten()(x))))
+    np.savez(root / "points.npz", **{str(n): np.asarray(model(images(n), training=False)) for n in BATCHES})
+    model.export(root / "points", verbose=False)
+    freeze(model, root / "points.pb")
+    (root / "points.tflite").write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(root / "points")).convert())
+
+
 def write_all(root: Path) -> None:
     keras_models(root)
+    points(root)
     plain_models(root)
     version1(root)
 

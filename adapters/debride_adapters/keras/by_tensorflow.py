@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 from debride_adapters.keras.signature import IMAGE, Signature, call
+from debride_adapters.tensorflow.runtime import no_reshapes
 
 MAX_OPSET = 18
 """The newest that tf2onnx writes."""
@@ -33,7 +31,7 @@ def export(model: Any, signature: Signature, opset: int) -> bytes:
     _fill(graph, {inner.op.name: outer for outer, inner in traced.graph.captures if outer.dtype != tf.resource})
     _without_erfc(graph)
     image, outputs = f"{IMAGE}:0", [tensor.name for tensor in frozen.outputs]
-    with _no_reshapes():
+    with no_reshapes():
         proto, _ = tf2onnx.convert.from_graph_def(
             graph,
             name=model.name,
@@ -50,18 +48,6 @@ def export(model: Any, signature: Signature, opset: int) -> bytes:
         raise NotImplementedError(f"tf2onnx knows no ONNX operator for {', '.join(missing)}")
     data: bytes = proto.SerializeToString()
     return data
-
-
-@contextmanager
-def _no_reshapes() -> Iterator[None]:
-    """Keeps tf2onnx from writing transposes as reshapes.
-
-    It takes the shapes from before it moved the transposes: on maps of 1x1 LayerNormalization comes out wrong.
-    """
-    from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
-
-    with patch.object(TransposeOptimizer, "post_optimize_action", lambda _: None):
-        yield
 
 
 def _traced(function: Any, spec: Any) -> Any:

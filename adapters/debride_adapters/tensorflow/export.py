@@ -12,6 +12,7 @@ import numpy.typing as npt
 from debride.errors import ModelError
 from debride.types import FloatArray, Reference
 from debride_adapters.common import one_line
+from debride_adapters.tensorflow.runtime import no_reshapes
 from debride_adapters.tensorflow.settle import settle
 from debride_adapters.tensorflow.signature import Signature
 
@@ -67,14 +68,15 @@ def to_onnx(tf2onnx: Any, frozen: Any, outputs: Sequence[str], opset: int, path:
     opset = min(max(opset, OPSETS[0]), OPSETS[-1])
     handlers: dict[str, Any] = {"Erfc": (_erfc, [])}
     try:
-        model, _ = tf2onnx.convert.from_graph_def(
-            frozen,
-            name="model",
-            input_names=[f"{INPUT}:0"],
-            output_names=list(outputs),
-            opset=opset,
-            custom_op_handlers=handlers,
-        )
+        with no_reshapes():
+            model, _ = tf2onnx.convert.from_graph_def(
+                frozen,
+                name="model",
+                input_names=[f"{INPUT}:0"],
+                output_names=list(outputs),
+                opset=opset,
+                custom_op_handlers=handlers,
+            )
     except Exception as error:  # tf2onnx raises whatever its handlers stumble over
         raise ModelError(f"{path}: tf2onnx cannot translate it ({one_line(error)}); export it to ONNX") from error
     return serialized(model, opset, path)

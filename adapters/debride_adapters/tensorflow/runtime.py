@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from debride.errors import ModelError
 
@@ -37,3 +39,15 @@ def require(path: Path) -> tuple[Any, Any]:
 def versions(tf: Any, tf2onnx: Any) -> dict[str, str]:
     """What took part in a conversion; TensorFlow's build for the CPU is another distribution of the same."""
     return {"tensorflow": str(tf.__version__), "tf2onnx": str(tf2onnx.__version__)}
+
+
+@contextlib.contextmanager
+def no_reshapes() -> Iterator[None]:
+    """Keeps tf2onnx from writing transposes as reshapes.
+
+    It takes the shapes from before it moved the transposes: on maps of 1x1 LayerNormalization comes out wrong.
+    """
+    from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
+
+    with patch.object(TransposeOptimizer, "post_optimize_action", lambda _: None):
+        yield

@@ -13,6 +13,7 @@ import numpy as np
 from debride.errors import ModelError
 from debride_adapters.common import one_line, output_names
 from debride_adapters.tensorflow.export import OPSETS, serialized
+from debride_adapters.tensorflow.runtime import no_reshapes
 from debride_adapters.tflite.model import FLOAT32, graph_of, write_tflite
 
 INPUT = "image"
@@ -59,7 +60,8 @@ def to_onnx(tf2onnx: Any, model: Any, opset: int, path: Path) -> bytes:
                 graph = tfonnx.process_tf_graph(
                     None, opset=opset, tflite_path=str(file), dequantize=True, custom_op_handlers=handlers
                 )
-            converted = optimizer.optimize_graph(graph, True).make_model("model")
+            with no_reshapes():
+                converted = optimizer.optimize_graph(graph, True).make_model("model")
         except Exception as error:  # tf2onnx raises whatever its handlers stumble over
             raise ModelError(f"{path}: tf2onnx cannot translate it ({one_line(error)}); export it to ONNX") from error
     return serialized(converted, opset, path)
