@@ -328,6 +328,39 @@ class Conversion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What running a model costs: bytes of its file (external data included), `parameters` (elements of the float
+    constants that its nodes read), `macs` (multiply-accumulates for one image), and `latency` (seconds for one image,
+    the median of interleaved runs; None where not measured)."""
+
+    size: int
+    parameters: int
+    macs: int
+    latency: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slimming:
+    """How dead channels were taken out of a graph, and what it costs before and after.
+
+    Of `dead` zeroed groups `left` went; the others `stayed`, each with its reason. `channels` counts all layers' output
+    channels that went: those that were constant or unread go too. `difference` is the largest |a - b| of the scores
+    before and after, on random inputs and on `images` real ones, as a share of the scores' spread. `reason` says why
+    nothing was removed although channels are dead ("" otherwise).
+    """
+
+    before: Cost
+    after: Cost
+    dead: int
+    left: int
+    channels: int
+    stayed: tuple[Refused, ...]
+    difference: float
+    images: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
     """One turn of the loop: which class, how many groups went, and the payoffs on the images that were fitted to.
 
@@ -352,7 +385,8 @@ class Round:
 class Report:
     """All that a scan or a sanitize run found and did; `report.to_json` writes it.
 
-    `returned` groups were cut and put back, since their absence did nothing. `conversion` is None for ONNX files.
+    `returned` groups were cut and put back, since their absence did nothing. `conversion` is None for ONNX files,
+    `slimming` where it was not asked for or nothing was cut.
     """
 
     command: Literal["scan", "sanitize"]
@@ -378,6 +412,7 @@ class Report:
     returned: int = 0
     warnings: tuple[str, ...] = ()
     conversion: Conversion | None = None
+    slimming: Slimming | None = None
     examples: Samples | None = field(default=None, repr=False)
 
 
