@@ -346,7 +346,7 @@ class Slimming:
     Of `dead` zeroed groups `left` went; the others `stayed`, each with its reason. `channels` counts all layers' output
     channels that went: those that were constant or unread go too. `difference` is the largest |a - b| of the scores
     before and after, on random inputs and on `images` real ones, as a share of the scores' spread. `reason` says why
-    nothing was removed although channels are dead ("" otherwise).
+    nothing was removed although channels could leave ("" otherwise).
     """
 
     before: Cost

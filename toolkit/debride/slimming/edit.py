@@ -1,0 +1,178 @@
+"""Taking out of a protobuf what a solved problem says may leave; nothing else of it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+from debride.graph.batch import add_initializer
+from debride.graph.constants import Constants
+from debride.graph.parse import node_names
+from debride.slimming.absorb import contributions
+from debride.slimming.problem import Problem
+from debride.slimming.rewrite import Change, rewritten
+
+Nodes = Mapping[str, onnx.NodeProto]
+
+
+def edited(proto: onnx.ModelProto, problem: Problem) -> onnx.ModelProto:
+    """A copy of `proto` (of which `problem.graph` was parsed) without what leaves.
+
+    Constants are cut, parameters that name sizes or places are written anew, and constants that leave with their
+    channels go into the next bias. Nodes and constants that nobody reads any more are dropped.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    nodes = dict(zip(node_names(result.graph.node), result.graph.node, strict=True))
+    before = _reads(result)
+    changes = {node.name: rewritten(problem, node) for node in problem.graph.nodes}
+    _cut_constants(result, problem)
+    for name, listed in changes.items():
+        for change in listed:
+            _change(result, nodes[name], change, problem)
+    _add_contributions(result, nodes, problem)
+    _order_shuffles(result, nodes, problem)
+    _drop_unread(result, before)
+    _correct_infos(result, problem)
+    return result
+
+
+def _cut_constants(proto: onnx.ModelProto, problem: Problem) -> None:
+    """Delete what leaves from every constant; an initializer that is listed as an input changes there too."""
+    stored: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in proto.graph.initializer}
+    makers = {output: node for node in proto.graph.node if node.op_type == "Constant" for output in node.output}
+    for name, array in problem.graph.constants.items():
+        if not problem.axes.changes(name):
+            continue
+        tensor = numpy_helper.from_array(np.ascontiguousarray(_cut(array, name, problem)))
+        if name in stored:
+            tensor.name, tensor.doc_string = name, stored[name].doc_string
+            stored[name].CopyFrom(tensor)
+        else:
+            del makers[name].attribute[:]
+            makers[name].attribute.append(helper.make_attribute("value", tensor))
+    for value in proto.graph.input:
+        if value.name in stored:
+            for dim, size in zip(value.type.tensor_type.shape.dim, stored[value.name].dims, strict=False):
+                dim.dim_value = size
+
+
+def _cut(array: npt.NDArray[np.generic], name: str, problem: Problem) -> npt.NDArray[np.generic]:
+    for axis in range(array.ndim):
+        leaves = problem.axes.leaves(name, axis)
+        if leaves.any():
+            array = array.compress(~leaves, axis=axis)
+    return array
+
+
+def _change(proto: onnx.ModelProto, node: onnx.NodeProto, change: Change, problem: Problem) -> None:
+    if change.attribute:
+        kept = [a for a in node.attribute if a.name != change.attribute]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+        if change.numbers is not None:
+            node.attribute.append(helper.make_attribute(change.attribute, change.numbers))
+        return
+    old = node.input[change.position] if change.position < len(node.input) else ""
+    dtype = problem.observed.values[old].dtype if old in problem.observed.values else np.dtype(np.int64)
+    name = add_initializer(proto, f"{old or node.output[0]}.slim", np.asarray(change.numbers, dtype))
+    _set_input(node, change.position, name)
+
+
+def _set_input(node: onnx.NodeProto, position: int, name: str) -> None:
+    node.input.extend([""] * (position + 1 - len(node.input)))
+    node.input[position] = name
+
+
+def _add_contributions(proto: onnx.ModelProto, nodes: Nodes, problem: Problem) -> None:
+    constants = Constants(proto)
+    indices = {name: index for index, name in enumerate(node_names(proto.graph.node))}
+    for (name, position), total in contributions(problem).items():
+        node = nodes[name]
+        out = node.output[0]
+        kept = ~problem.axes.leaves(out, 1 if node.op_type == "Conv" else problem.axes.rank(out) - 1)
+        if not total[kept].any():
+            continue
+        if position >= len(node.input) or not node.input[position]:
+            weight = problem.graph.constants[node.input[1]]
+            bias = add_initializer(proto, f"{out}.bias", total[kept].astype(weight.dtype))
+        else:
+            old = numpy_helper.to_array(constants.stored[node.input[position]])
+            new = (old + total[kept].reshape(old.shape)).astype(old.dtype)
+            if not constants.shared((indices[name], position)):
+                stored = constants.stored[node.input[position]]
+                fresh = numpy_helper.from_array(new, stored.name)
+                stored.CopyFrom(fresh)
+                continue
+            bias = add_initializer(proto, f"{node.input[position]}.slim", new)
+        _set_input(node, position, bias)
+
+
+def _order_shuffles(proto: onnx.ModelProto, nodes: Nodes, problem: Problem) -> None:
+    """A shuffle of fewer channels is a Gather in the place of its first step."""
+    for shuffle in {id(s): s for s in problem.shuffles.values()}.values():
+        kept = ~problem.axes.leaves(shuffle.x, shuffle.axis)
+        if kept.all():
+            continue
+        stays = ~problem.axes.leaves(shuffle.out, shuffle.axis)
+        order = (np.cumsum(kept) - 1)[shuffle.order[stays]]
+        first, *rest = (nodes[name] for name in shuffle.nodes)
+        indices = add_initializer(proto, f"{shuffle.out}.order", order.astype(np.int64))
+        name = first.name
+        first.CopyFrom(helper.make_node("Gather", [shuffle.x, indices], [shuffle.out], name=name, axis=shuffle.axis))
+        for node in rest:
+            proto.graph.node.remove(node)
+
+
+def _reads(proto: onnx.ModelProto) -> set[str]:
+    found: set[str] = set()
+    todo = [proto.graph]
+    while todo:
+        graph = todo.pop()
+        found.update(value.name for value in graph.output)
+        for node in graph.node:
+            found.update(node.input)
+            todo.extend(a.g for a in node.attribute if a.HasField("g"))
+    return found
+
+
+def _drop_unread(proto: onnx.ModelProto, before: Iterable[str]) -> None:
+    """Drop nodes that lead to no output, and constants that were read before and are no more."""
+    live = {value.name for value in proto.graph.output}
+    kept = []
+    for node in reversed(proto.graph.node):
+        if live.intersection(node.output):
+            kept.append(node)
+            live.update(node.input)
+            live.update(_inner_reads(node))
+    if len(kept) < len(proto.graph.node):
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
+        del proto.graph.node[:]
+        proto.graph.node.extend(copies)
+    gone = (set(before) - live).intersection(tensor.name for tensor in proto.graph.initializer)
+    for listed in (proto.graph.initializer, proto.graph.input):
+        for entry in [entry for entry in listed if entry.name in gone]:
+            listed.remove(entry)
+
+
+def _inner_reads(node: onnx.NodeProto) -> set[str]:
+    part = onnx.ModelProto()
+    part.graph.node.extend(n for a in node.attribute if a.HasField("g") for n in a.g.node)
+    part.graph.output.extend(v for a in node.attribute if a.HasField("g") for v in a.g.output)
+    return _reads(part)
+
+
+def _correct_infos(proto: onnx.ModelProto, problem: Problem) -> None:
+    """What the file says of its inner tensors' shapes; tensors that are gone are no longer spoken of."""
+    made = {output for node in proto.graph.node for output in node.output}
+    for value in list(proto.graph.value_info):
+        if value.name not in made:
+            proto.graph.value_info.remove(value)
+        elif problem.axes.changes(value.name):
+            for dim, size in zip(value.type.tensor_type.shape.dim, problem.axes.kept(value.name), strict=False):
+                if dim.HasField("dim_value"):
+                    dim.dim_value = size

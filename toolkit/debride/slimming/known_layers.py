@@ -1,0 +1,161 @@
+"""What is known behind layers: a channel is constant where all that it reads with a weight is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from debride.graph.ir import Node
+from debride.slimming.letters import einsum_of
+
+Array = npt.NDArray[Any]
+Shape = tuple[int, ...]
+Values = Sequence[Array | None]
+
+
+def unpadded(node: Node) -> bool:
+    """Whether a convolution reads no padding."""
+    return not any(node.attributes.get("pads") or ()) and node.attributes.get("auto_pad", "NOTSET") in (
+        "NOTSET",
+        "VALID",
+    )
+
+
+def product(spec: str, one: Array, other: Array) -> Array:
+    """Einstein's sum `spec` of two partly known arrays: NaN where an unknown number takes part with a weight."""
+    live = [np.asarray(x != 0) for x in (one, other)]  # NaN counts as live
+    sure = [np.asarray(live[k] & ~np.isnan(x)) for k, x in enumerate((one, other))]
+    total = np.einsum(spec, *(np.nan_to_num(x).astype(np.float64) for x in (one, other)))
+    open_ = np.einsum(spec, *(x.astype(np.float32) for x in live)) > np.einsum(
+        spec, *(x.astype(np.float32) for x in sure)
+    )
+    return np.where(open_, np.nan, total)
+
+
+def _bias(values: Values, position: int) -> Array | None:
+    """The bias as a known array; zero where there is none, None where it is computed."""
+    if len(values) <= position:
+        return np.zeros(1)
+    return values[position]
+
+
+def _conv(node: Node, values: Values, shapes: Sequence[Shape]) -> Array | None:
+    x, weight = values[0], values[1]
+    bias = _bias(values, 2) if len(node.inputs) > 2 and node.inputs[2] else np.zeros(1)
+    if weight is None or bias is None or len(weight.shape) < 3 or weight.shape != shapes[1]:
+        return None
+    spatial = tuple(range(2, weight.ndim))
+    groups = int(node.attributes.get("group", 1))
+    if x is None or any(x.shape[a] != 1 for a in (0, *spatial)):
+        channels = np.full(shapes[0][1], np.nan)
+    else:
+        channels = np.broadcast_to(x.reshape(-1), (shapes[0][1],)).astype(np.float64)
+    if not unpadded(node):
+        channels = np.where(channels == 0, channels, np.nan)  # next to the padding, a constant is none
+    # A kernel sees a constant as often as it has taps; one that no tap weighs is live in none.
+    touched = (weight != 0).any(axis=spatial)
+    taps = weight.sum(axis=spatial, dtype=np.float64)
+    split = touched.reshape(groups, -1, touched.shape[1])
+    groups_in = channels.reshape(groups, 1, -1)
+    total = np.where(split, np.nan_to_num(groups_in) * taps.reshape(split.shape), 0).sum(axis=2).reshape(-1)
+    unknown = (split & np.isnan(groups_in)).any(axis=2).reshape(-1)
+    found = np.where(unknown, np.nan, total + bias.astype(np.float64).reshape(-1))
+    return found.astype(weight.dtype).reshape(1, -1, *(1 for _ in spatial))
+
+
+def _conv_transpose(node: Node, values: Values, shapes: Sequence[Shape]) -> Array | None:
+    """Only nothing at all is the same everywhere: outputs of a transposed convolution overlap unevenly."""
+    x, weight = values[0], values[1]
+    bias = _bias(values, 2) if len(node.inputs) > 2 and node.inputs[2] else np.zeros(1)
+    if weight is None or bias is None or weight.shape != shapes[1]:
+        return None
+    spatial = tuple(range(2, weight.ndim))
+    groups = int(node.attributes.get("group", 1))
+    live = np.ones(shapes[0][1], np.bool_)
+    if x is not None and all(x.shape[a] == 1 for a in (0, *spatial)):
+        live = np.broadcast_to(x.reshape(-1), live.shape) != 0
+    touched = (weight != 0).any(axis=spatial) & live[:, None]
+    unknown = touched.reshape(groups, -1, touched.shape[1]).any(axis=1).reshape(-1)
+    found = np.where(unknown, np.nan, np.broadcast_to(bias.astype(np.float64).reshape(-1), unknown.shape))
+    return found.astype(weight.dtype).reshape(1, -1, *(1 for _ in spatial))
+
+
+def _sum_of_products(node: Node, values: Values, shapes: Sequence[Shape]) -> Array | None:
+    letters = einsum_of(node, shapes)
+    if letters is None or len(letters.terms) != 2:
+        return None
+    sizes = letters.sizes(shapes)
+    arrays = []
+    for position, term in letters.terms:
+        value = values[position]
+        value = np.full((1,) * len(term), np.nan) if value is None else value
+        # Along what is summed every index counts; elsewhere one entry stands for all.
+        wide = [sizes[c] if c not in letters.out and s == 1 else s for c, s in zip(term, value.shape, strict=True)]
+        arrays.append(np.broadcast_to(value, wide))
+    return _numpy_product(letters.terms, letters.out, arrays)
+
+
+def _numpy_product(terms: Sequence[tuple[int, str]], out: str, arrays: Sequence[Array]) -> Array | None:
+    """`product` where a letter may have one entry in one operand and many in the other, as broadcasting allows."""
+    sizes: dict[str, int] = {}
+    for (_, term), array in zip(terms, arrays, strict=True):
+        for letter, size in zip(term, array.shape, strict=True):
+            sizes[letter] = max(sizes.get(letter, 1), size)
+    squeezed, specs = [], []
+    for (_, term), array in zip(terms, arrays, strict=True):
+        wide = [k for k, letter in enumerate(term) if array.shape[k] == sizes[letter]]
+        squeezed.append(array.reshape([array.shape[k] for k in wide]))
+        specs.append("".join(term[k] for k in wide))
+    if sum(a.size for a in squeezed) > 2**28:
+        return None
+    present = "".join(letter for letter in out if any(letter in spec for spec in specs))
+    found = product(f"{specs[0]},{specs[1]}->{present}", *squeezed)
+    return found.reshape([sizes.get(letter, 1) for letter in out])
+
+
+def _gemm(node: Node, values: Values, shapes: Sequence[Shape]) -> Array | None:
+    found = _sum_of_products(node, values[:2], shapes[:2])
+    if found is None or not (len(node.inputs) > 2 and node.inputs[2]):
+        return found if found is None else found * node.attributes.get("alpha", 1.0)
+    if values[2] is None:
+        return None
+    return found * node.attributes.get("alpha", 1.0) + values[2] * node.attributes.get("beta", 1.0)
+
+
+def _batch_norm(node: Node, values: Values, shapes: Sequence[Shape]) -> Array | None:
+    if node.attributes.get("training_mode", 0) or len([o for o in node.outputs if o]) > 1 or len(shapes[0]) < 2:
+        return None
+    if any(v is None for v in values[1:5]):
+        return None
+    place = (1, -1, *(1 for _ in shapes[0][2:]))
+    scale, shift, mean, var = (v.reshape(place).astype(np.float64) for v in values[1:5] if v is not None)
+    x = np.full((1,) * len(place), np.nan) if values[0] is None else values[0]
+    found = (x - mean) / np.sqrt(var + node.attributes.get("epsilon", 1e-5)) * scale + shift
+    return np.where(scale == 0, shift, found).astype(np.float32)
+
+
+def _instance_norm(node: Node, values: Values, shapes: Sequence[Shape]) -> Array | None:
+    """A channel that is the same everywhere is its own mean: only the shift remains."""
+    x, scale, shift = values
+    if scale is None or shift is None:
+        return None
+    place = (1, -1, *(1 for _ in shapes[0][2:]))
+    flat = np.zeros(scale.shape, np.bool_)
+    if x is not None and all(s == 1 for s in x.shape[2:]) and x.shape[0] == 1:
+        flat = np.broadcast_to(~np.isnan(x.reshape(-1)), flat.shape)
+    found: Array = np.where(flat | (scale == 0), shift, np.nan).reshape(place)
+    return found
+
+
+RULES: dict[str, Callable[[Node, Values, Sequence[Shape]], Array | None]] = {
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "MatMul": _sum_of_products,
+    "Einsum": _sum_of_products,
+    "Gemm": _gemm,
+    "BatchNormalization": _batch_norm,
+    "InstanceNormalization": _instance_norm,
+}

@@ -1,0 +1,129 @@
+"""What a graph's tensors look like when it runs: shapes, which axes follow the batch, and small whole-number values.
+
+Shape inference loses track of computed Reshape targets, so the graph is run, on noise, at two batch sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from debride.errors import ModelError
+from debride.graph.ir import Graph, Value
+from debride.sessions import Runtime, Session
+from debride.types import InputSpec
+
+BATCHES = (3, 2)
+"""Sizes of the batch on which shapes are taken, where the graph leaves it open; 3 is rarely a channel count."""
+_SMALL = 4096
+
+Feeds = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Observed:
+    """`shapes` of all tensors at a batch of `batch` images, constants included, and which axes follow the batch.
+
+    `smallest` is the smallest batch that the graph takes: 1 unless it is fixed.
+    `values` are those of integer tensors of at most 4096 elements that are the same for every batch. `flexible` says
+    that the graph leaves other dimensions of its input open than the batch, so that a shape seen is one of many.
+    """
+
+    batch: int
+    smallest: int
+    shapes: Mapping[str, tuple[int, ...]]
+    varying: Mapping[str, frozenset[int]]
+    values: Mapping[str, npt.NDArray[Any]]
+    flexible: bool
+
+    def value(self, tensor: str) -> list[int] | None:
+        """The whole numbers in `tensor`, flattened, where every batch gives the same."""
+        found = self.values.get(tensor)
+        return None if found is None else [int(v) for v in found.reshape(-1)]
+
+
+def random_feeds(graph: Graph, spec: InputSpec | None, batch: int, seed: int) -> Feeds:
+    """Noise in 0..1 for every input of `graph`, `batch` images where it leaves the batch open.
+
+    Raises:
+        ModelError: a dimension that is no batch is open and `spec` does not say it.
+    """
+    rng = np.random.default_rng(seed)
+    feeds = {}
+    for value in graph.inputs:
+        noise = rng.random(_sizes(value, spec, batch))
+        feeds[value.name] = noise.astype(value.dtype) if value.dtype.kind == "f" else (noise * 2).astype(value.dtype)
+    return feeds
+
+
+def _sizes(value: Value, spec: InputSpec | None, batch: int) -> list[int]:
+    if value.shape is None:
+        raise ModelError(f"input '{value.name}' has no shape; export the model with one")
+    image: Sequence[int] = ()
+    if spec is not None and value.name == spec.name and len(value.shape) == 4:
+        channels_first = (spec.depth, *spec.size)
+        image = (batch, *(channels_first if spec.layout == "NCHW" else (*spec.size, spec.depth)))
+    sizes = []
+    for axis, size in enumerate(value.shape):
+        if size is None and axis and not image:
+            raise ModelError(
+                f"input '{value.name}' leaves its size open; give clean images, or --layout and a side-car"
+            )
+        sizes.append(size or (image[axis] if image else batch))
+    return sizes
+
+
+def observe(proto: onnx.ModelProto, graph: Graph, spec: InputSpec | None, runtime: Runtime, name: str) -> Observed:
+    """Run `proto` (parsed: `graph`) on noise at two batch sizes and note every tensor's shape.
+
+    Raises:
+        ModelError: onnxruntime cannot run it, or its input size is open (see `random_feeds`).
+    """
+    tensors = [tensor for node in graph.nodes for tensor in node.outputs if tensor]
+    open_batch = any(v.shape and v.shape[0] is None for v in graph.inputs)
+    session = Session(_talkative(proto, tensors), runtime, name)
+    runs = []
+    for batch in BATCHES if open_batch else BATCHES[:1]:
+        feeds = random_feeds(graph, spec, batch, 0)
+        found = dict(zip(tensors, session.run(feeds, tensors), strict=True))
+        runs.append({**{k: v for k, v in found.items() if isinstance(v, np.ndarray)}, **feeds, **graph.constants})
+    first, last = runs[0], runs[-1]
+    batch = BATCHES[0] if open_batch else _fixed(graph)
+    return Observed(
+        batch=batch,
+        smallest=1 if open_batch else batch,
+        shapes={tensor: array.shape for tensor, array in first.items()},
+        varying={tensor: _differing(array.shape, last[tensor].shape) for tensor, array in first.items()},
+        values={
+            tensor: array
+            for tensor, array in first.items()
+            if array.dtype.kind in "iu" and array.size <= _SMALL and np.array_equal(array, last[tensor])
+        },
+        flexible=any(size is None for v in graph.inputs for size in (v.shape or ())[1:]),
+    )
+
+
+def _fixed(graph: Graph) -> int:
+    shapes = [v.shape for v in graph.inputs if v.shape and len(v.shape) == 4]
+    return int(shapes[0][0] or 1) if shapes else 1
+
+
+def _differing(one: tuple[int, ...], other: tuple[int, ...]) -> frozenset[int]:
+    if len(one) != len(other):
+        return frozenset(range(len(one)))
+    return frozenset(axis for axis, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
+
+
+def _talkative(proto: onnx.ModelProto, tensors: Sequence[str]) -> bytes:
+    """`proto` with every tensor in `tensors` among its outputs; onnxruntime finds their types by itself."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    said = {value.name for value in copy.graph.output}
+    copy.graph.output.extend(onnx.ValueInfoProto(name=tensor) for tensor in tensors if tensor not in said)
+    data: bytes = copy.SerializeToString()
+    return data
