@@ -1,0 +1,80 @@
+"""A torch module as ONNX, by either of PyTorch's exporters, in silence."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Literal
+
+import onnx
+import torch
+from torch import nn
+
+Exporter = Literal["dynamo", "torchscript"]
+DYNAMO = range(18, 24)
+"""Opsets that `torch.onnx.export(dynamo=True)` writes without a converter that may fail."""
+TORCHSCRIPT = range(9, 21)
+
+
+def export(
+    module: nn.Module,
+    shape: tuple[int, ...],
+    *,
+    exporter: Exporter,
+    opset: int,
+    fold: bool = True,
+    batch: Literal["dynamic", "fixed"] = "dynamic",
+    listed: bool = False,
+) -> onnx.ModelProto:
+    """`module`, in inference mode, for images (N, *shape); input `x`, output `y`.
+
+    `fold` folds constants (and, with it, BatchNorm into convolutions), `listed` names the initializers among the
+    graph's inputs (torchscript only), `batch="fixed"` fixes N at 1.
+    """
+    dynamic = batch == "dynamic"
+    example = torch.zeros(2 if dynamic else 1, *shape)
+    buffer = io.BytesIO()
+    with silenced(), torch.no_grad():
+        if exporter == "dynamo":
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=["x"],
+                output_names=["y"],
+                dynamic_shapes=({0: torch.export.Dim("n")},) if dynamic else None,
+                optimize=fold,
+                verbose=False,
+            )
+            assert program is not None
+            return program.model_proto
+        torch.onnx.export(
+            module,
+            (example,),
+            buffer,
+            dynamo=False,
+            opset_version=opset,
+            input_names=["x"],
+            output_names=["y"],
+            dynamic_axes={"x": {0: "n"}, "y": {0: "n"}} if dynamic else None,
+            do_constant_folding=fold,
+            keep_initializers_as_inputs=listed,
+        )
+    return onnx.load_from_string(buffer.getvalue())
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Nothing of what the exporters say reaches the terminal."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
