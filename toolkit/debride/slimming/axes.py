@@ -31,8 +31,10 @@ class Axes:
         self.touched: set[str] = set()
         for tensor, states in self._states.items():
             for axis, state in enumerate(states):
-                if axis in observed.varying[tensor] or len(state) <= 1:
-                    state[:] = self._number("is the batch, or all there is along its axis")
+                if axis in observed.varying[tensor]:
+                    state[:] = self._number("is mixed with the batch")
+                elif len(state) <= 1:
+                    state[:] = self._number("is the only one of its layer")
 
     def knows(self, *tensors: str) -> bool:
         """Whether the shapes of all `tensors` are known."""

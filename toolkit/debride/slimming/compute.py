@@ -34,7 +34,8 @@ ALIGNED = UNARY | NARY | _OTHERS | {"IsNaN", "IsInf", "BitwiseAnd", "BitwiseOr",
 def computed(node: Node, values: Sequence[Array | None], shapes: Sequence[Shape], opset: int) -> Array | None:
     """What is known of the first output of `node`, one of `ELEMENTWISE`; `values` and `shapes` are its inputs'."""
     unknown = [np.full((1,) * len(shape), np.nan, np.float32) for shape in shapes]
-    data = [u if v is None else v for v, u in zip(values, unknown, strict=True)]
+    # In double precision throughout: the reference wants one type, and no rounding should look like a difference.
+    data = [_double(u if v is None else v) for v, u in zip(values, unknown, strict=True)]
     if node.op in LINEAR_QUANTISERS:
         return _quantised(node, data, shapes)
     used = data[:1] if node.op in UNARY else data
@@ -58,6 +59,10 @@ def computed(node: Node, values: Sequence[Array | None], shapes: Sequence[Shape]
             zero = zero | (value == 0)
         known = np.where(zero, 0, known).astype(result.dtype)
     return known
+
+
+def _double(value: Array) -> Array:
+    return value.astype(np.float64) if value.dtype.kind == "f" else value
 
 
 def _run(node: Node, data: Sequence[Array], opset: int) -> Array | None:
@@ -91,9 +96,8 @@ def _quantised(node: Node, data: Sequence[Array], shapes: Sequence[Shape]) -> Ar
     zeros = zero.astype(np.float64)
     if scale.size > 1:
         axis = int(node.attributes.get("axis", 1)) % len(shapes[0])
-        place = [1] * len(shapes[0])
-        place[axis] = -1
-        scale, zeros = scale.reshape(place), zeros.reshape(place) if zeros.size > 1 else zeros.reshape(())
+        around = tuple(-1 if a == axis else 1 for a in range(len(shapes[0])))
+        scale, zeros = scale.reshape(around), zeros.reshape(around) if zeros.size > 1 else zeros.reshape(())
     else:
         scale, zeros = scale.reshape(()), zeros.reshape(())
     if node.op == "DequantizeLinear":

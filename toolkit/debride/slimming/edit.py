@@ -11,8 +11,10 @@ from onnx import helper, numpy_helper
 
 from debride.graph.batch import add_initializer
 from debride.graph.constants import Constants
+from debride.graph.ir import Node
 from debride.graph.parse import node_names
-from debride.slimming.absorb import contributions
+from debride.slimming.absorb import carried, contributions
+from debride.slimming.groups import cut_groups
 from debride.slimming.problem import Problem
 from debride.slimming.rewrite import Change, rewritten
 
@@ -45,9 +47,13 @@ def _cut_constants(proto: onnx.ModelProto, problem: Problem) -> None:
     """Delete what leaves from every constant; an initializer that is listed as an input changes there too."""
     stored: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in proto.graph.initializer}
     makers = {output: node for node in proto.graph.node if node.op_type == "Constant" for output in node.output}
+    weights = carried(problem)
+    uneven = {n.inputs[1]: cut for n in problem.graph.nodes if (cut := _cut_groups(problem, n)) is not None}
+    weights.update(uneven)
     for name, array in problem.graph.constants.items():
-        if not problem.axes.changes(name):
+        if not problem.axes.changes(name) and name not in uneven:
             continue
+        array = weights.get(name, array)
         tensor = numpy_helper.from_array(np.ascontiguousarray(_cut(array, name, problem)))
         if name in stored:
             tensor.name, tensor.doc_string = name, stored[name].doc_string
@@ -59,6 +65,11 @@ def _cut_constants(proto: onnx.ModelProto, problem: Problem) -> None:
         if value.name in stored:
             for dim, size in zip(value.type.tensor_type.shape.dim, stored[value.name].dims, strict=False):
                 dim.dim_value = size
+
+
+def _cut_groups(problem: Problem, node: Node) -> npt.NDArray[np.generic] | None:
+    known = not node.domain and problem.axes.knows(*filter(None, (*node.inputs[:2], *node.outputs)))
+    return cut_groups(problem, node) if known else None
 
 
 def _cut(array: npt.NDArray[np.generic], name: str, problem: Problem) -> npt.NDArray[np.generic]:

@@ -118,11 +118,12 @@ def _numpy_product(terms: Sequence[tuple[int, str]], out: str, arrays: Sequence[
 
 def _gemm(node: Node, values: Values, shapes: Sequence[Shape]) -> Array | None:
     found = _sum_of_products(node, values[:2], shapes[:2])
-    if found is None or not (len(node.inputs) > 2 and node.inputs[2]):
-        return found if found is None else found * node.attributes.get("alpha", 1.0)
-    if values[2] is None:
+    if found is None:
         return None
-    return found * node.attributes.get("alpha", 1.0) + values[2] * node.attributes.get("beta", 1.0)
+    scaled: Array = found * float(node.attributes.get("alpha", 1.0))
+    if len(node.inputs) < 3 or not node.inputs[2]:
+        return scaled
+    return None if values[2] is None else scaled + values[2] * float(node.attributes.get("beta", 1.0))
 
 
 def _batch_norm(node: Node, values: Values, shapes: Sequence[Shape]) -> Array | None:

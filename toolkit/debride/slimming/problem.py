@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from debride.graph.ir import Graph, Node
 from debride.graph.walk import Index
@@ -60,7 +62,14 @@ class Problem:
         same = ((kept == first) & np.isfinite(kept)).all(axis=others)
         return np.broadcast_to(same, (size,))
 
-    def _kept_values(self, tensor: str, axis: int) -> np.ndarray | None:
+    def entries(self, tensor: str, axis: int) -> npt.NDArray[Any]:
+        """What is known along `axis` at the first place that stays along the other axes; needs a known value."""
+        kept = self._kept_values(tensor, axis)
+        if kept is None:
+            return np.full(1, np.nan)
+        return np.asarray(kept[tuple(slice(None) if a == axis else 0 for a in range(kept.ndim))])
+
+    def _kept_values(self, tensor: str, axis: int) -> npt.NDArray[Any] | None:
         """What is known of `tensor`, but for what leaves along its other axes."""
         value = self.known.value(tensor)
         if value is None or not len(value.shape):

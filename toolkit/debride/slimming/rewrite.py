@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from debride.graph.ir import Node
-from debride.slimming.parameters import indices_of
+from debride.slimming.groups import groups_left
+from debride.slimming.parameters import indices_of, pads_of
 from debride.slimming.problem import Problem
 
 
@@ -39,10 +40,9 @@ def _either(node: Node, name: str, position: int, numbers: list[int]) -> Change:
 
 def _group(problem: Problem, node: Node) -> list[Change]:
     groups = int(node.attributes.get("group", 1))
-    x = node.inputs[0]
     if groups == 1:
         return []
-    left = problem.axes.kept(x)[1] * groups // problem.shape(x)[1]
+    left = groups_left(problem, node)
     return [] if left == groups else [Change(attribute="group", numbers=left)]
 
 
@@ -118,6 +118,22 @@ def _expand(problem: Problem, node: Node) -> list[Change]:
     return [Change(position=1, numbers=tuple(target))]
 
 
+def _pad(problem: Problem, node: Node) -> list[Change]:
+    """Channels that are padding leave by there being less of it."""
+    x, out = node.inputs[0], node.outputs[0]
+    pads = pads_of(node, problem.axes.rank(x), problem.numbers(node)) or []
+    if any(node.inputs[3:4]):
+        return []
+    before: list[int] = []
+    after: list[int] = []
+    for axis, edges in enumerate(pads):
+        kept = ~problem.axes.leaves(out, axis)
+        before.append(int(kept[: edges[0]].sum()) if edges[0] > 0 else edges[0])
+        after.append(int(kept[len(kept) - edges[1] :].sum()) if edges[1] > 0 else edges[1])
+    changed = list(zip(before, after, strict=True)) != list(pads)
+    return [_either(node, "pads", 1, [*before, *after])] if changed else []
+
+
 def _resize(problem: Problem, node: Node) -> list[Change]:
     sizes = problem.observed.value(node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] else None
     if sizes is None:
@@ -135,5 +151,6 @@ _RULES: dict[str, Callable[[Problem, Node], list[Change]]] = {
     "Slice": _slice,
     "Gather": _gather,
     "Expand": _expand,
+    "Pad": _pad,
     "Resize": _resize,
 }

@@ -7,28 +7,26 @@ from collections.abc import Callable
 import numpy as np
 
 from debride.graph.ir import Node
-from debride.slimming.absorb import bias_place
-from debride.slimming.known_layers import unpadded
+from debride.slimming.absorb import Reading, dispensable, readings_of
+from debride.slimming.groups import cuttable
 from debride.slimming.letters import einsum_of
 from debride.slimming.problem import Problem
 from debride.slimming.rules_pointwise import align
+from debride.types import BoolArray
 
 
-def _needed(problem: Problem, node: Node, x: str, axis: int, weight: str, weight_axis: int, *, steady: bool) -> None:
-    """Hold the input channels that count: unknown ones with a weight, and constants that no bias can take over.
-
-    `steady`: a constant channel gives the same everywhere, so a bias can stand for it.
-    """
+def _needed(problem: Problem, node: Node, reading: Reading) -> None:
+    """Hold the input channels that count: unknown ones with a weight, and constants that nothing can stand for."""
     axes = problem.axes
+    x, axis, weight, weight_axis = reading.x, reading.axis, reading.weight, reading.weight_axis
     axes.tie(x, axis, weight, weight_axis)
     if axes.state(x, axis).all():
         return
     free = problem.zero(x, axis) | problem.zero(weight, weight_axis)
     constant = problem.constant(x, axis) & ~free
-    if steady and constant.any() and bias_place(problem, node) is not None:
-        free = free | constant
-    leak = f"leaves a constant that is no zero, which '{node.name}' reads beside its padding or without a bias"
-    axes.keep(x, axis, leak, constant & ~free)
+    spared = dispensable(problem, node, reading, constant)
+    leak = "carries its constant into" if spared.any() else "leaves a constant that is no zero in"
+    axes.keep(x, axis, f"{leak} '{node.name}'", constant & ~spared)
     axes.keep(x, axis, f"is read by '{node.name}' and not constant", ~(free | constant))
     axes.tie(x, axis, weight, weight_axis)
 
@@ -38,6 +36,9 @@ def _conv(problem: Problem, node: Node) -> None:
     transposed = node.op == "ConvTranspose"
     groups = int(node.attributes.get("group", 1))
     for axis in range(2, axes.rank(x)):
+        if _pointwise(problem, node, axis):
+            axes.tie(x, axis, out, axis)
+            continue
         for tensor in (x, weight, out):
             axes.keep(tensor, axis, "is a place in the image")
     axes.tie(x, 0, out, 0)
@@ -47,21 +48,50 @@ def _conv(problem: Problem, node: Node) -> None:
         _grouped(problem, node, groups, transposed)
         return
     axes.tie(weight, 1 if transposed else 0, out, 1)
-    steady = not transposed and unpadded(node)
-    _needed(problem, node, x, 1, weight, 0 if transposed else 1, steady=steady)
+    for reading in readings_of(problem, node) or ():
+        _needed(problem, node, reading)
+
+
+def _pointwise(problem: Problem, node: Node, axis: int) -> bool:
+    """Whether the kernel looks at one place only along `axis`: networks of tokens have their channels there."""
+    one = problem.shape(node.inputs[1])[axis] == 1
+    return one and problem.shape(node.inputs[0])[axis] == problem.shape(node.outputs[0])[axis]
 
 
 def _grouped(problem: Problem, node: Node, groups: int, transposed: bool) -> None:
-    """A group of channels leaves as a whole: all that it reads and all that it makes."""
+    """A group leaves as a whole, or all groups that stay lose as many channels as each other."""
     axes, x, weight, out = problem.axes, node.inputs[0], node.inputs[1], node.outputs[0]
     axes.keep(weight, 1, "is one of its group's")
     axes.tie(weight, 0, x if transposed else out, 1)
-    for tensor, other in ((x, out), (out, x)):
-        state = axes.state(tensor, 1).reshape(groups, -1)
-        reason = state.max(axis=1)  # 0 where the whole group may leave
-        for target in (tensor, other):
-            axes.set(target, 1, np.repeat(reason, axes.shape(target)[1] // groups))
-    axes.tie(weight, 0, x if transposed else out, 1)
+    blocks = [axes.state(tensor, 1).reshape(groups, -1) for tensor in (x, out)]
+    stays = np.maximum(*(block.max(axis=1) for block in blocks))  # 0 where the whole group may leave
+    if transposed or not cuttable(problem, node):
+        for tensor, block in zip((x, out), blocks, strict=True):
+            axes.set(tensor, 1, np.repeat(stays, block.shape[1]))
+        axes.tie(weight, 0, x if transposed else out, 1)
+        return
+    needed = ~(problem.zero(x, 1) | _unread(problem, weight, groups)).reshape(groups, -1)
+    axes.keep(x, 1, f"is read by '{node.name}' and not constant", (needed & (stays > 0)[:, None]).reshape(-1))
+    for tensor in (x, out):
+        _even_out(problem, node, tensor, groups, stays > 0)
+    axes.tie(weight, 0, out, 1)
+
+
+def _unread(problem: Problem, weight: str, groups: int) -> BoolArray:
+    """Which input channels of a grouped convolution have no weight in any output channel that stays."""
+    values = problem.graph.constants[weight]
+    touched = (values != 0).any(axis=tuple(range(2, values.ndim))) & ~problem.axes.leaves(weight, 0)[:, None]
+    return np.asarray(~touched.reshape(groups, -1, values.shape[1]).any(axis=1)).reshape(-1)
+
+
+def _even_out(problem: Problem, node: Node, tensor: str, groups: int, stays: BoolArray) -> None:
+    """Hold what a group that stays could lose beyond what every such group can, and one channel at least."""
+    leaves = problem.axes.leaves(tensor, 1).reshape(groups, -1) & stays[:, None]
+    if not leaves.any():
+        return
+    each = min(int(leaves[stays].sum(axis=1).min()), leaves.shape[1] - 1)
+    extra = leaves & (np.cumsum(leaves, axis=1) > each)
+    problem.axes.keep(tensor, 1, f"is in a group of '{node.name}' that has more of them than others", extra.reshape(-1))
 
 
 def _product(problem: Problem, node: Node) -> None:
@@ -72,23 +102,17 @@ def _product(problem: Problem, node: Node) -> None:
     if letters is None or any(node.outputs[1:]):
         problem.pin(node, f"goes through {node.op} in a way that is not taken apart")
         return
-    where: dict[str, list[tuple[str, int]]] = {}
+    sizes = letters.sizes([problem.shape(t) for t in operands])
+    readings = readings_of(problem, node)
     for position, term in letters.terms:
         for axis, letter in enumerate(term):
-            where.setdefault(letter, []).append((operands[position], axis))
-    sizes = letters.sizes([problem.shape(t) for t in operands])
-    for place, letter in enumerate(letters.out):
-        for tensor, axis in where.get(letter, ()):
-            if axes.shape(tensor)[axis] == sizes[letter]:
-                axes.tie(tensor, axis, node.outputs[0], place)
-    for letter in set(where) - set(letters.out):
-        ends = where[letter]
-        if len(ends) != 2 or any(axes.shape(t)[a] != sizes[letter] for t, a in ends):
-            for tensor, axis in ends:
+            tensor = operands[position]
+            if letter in letters.out and axes.shape(tensor)[axis] == sizes[letter]:
+                axes.tie(tensor, axis, node.outputs[0], letters.out.index(letter))
+            elif letter not in letters.out and readings is None:
                 axes.keep(tensor, axis, f"is summed up by '{node.name}'")
-        else:
-            (one, one_axis), (other, other_axis) = ends
-            _needed(problem, node, one, one_axis, other, other_axis, steady=True)
+    for reading in readings or ():
+        _needed(problem, node, reading)
     if node.op == "Gemm" and len(node.inputs) > 2 and node.inputs[2]:
         align(problem, node.inputs[2], node.outputs[0])
 

@@ -186,7 +186,7 @@ def _pad(problem: Problem, node: Node) -> None:
     for axis, (before, after) in enumerate(pads):
         size = axes.shape(x)[axis]
         _part(problem, x, out, axis, slice(before, before + size))
-        if before or after:
+        if (before or after) and any(node.inputs[3:4]):
             outside = np.ones(size + before + after, np.bool_)
             outside[before : before + size] = False
             axes.keep(out, axis, f"is padding of '{node.name}'", outside)
