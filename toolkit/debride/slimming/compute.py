@@ -77,10 +77,10 @@ def _run(node: Node, data: Sequence[Array], opset: int) -> Array | None:
         helper.make_graph([made], "one", inputs, outputs), opset_imports=[helper.make_opsetid("", opset)]
     )
     try:
-        result = ReferenceEvaluator(model).run(None, feeds)[0]
+        results: Any = ReferenceEvaluator(model).run(None, feeds)
     except (RuntimeError, ValueError, TypeError, NotImplementedError, KeyError, IndexError, AttributeError):
         return None  # an operator in a way that the reference lacks: then nothing is known behind it
-    return np.asarray(result)
+    return np.asarray(results[0])
 
 
 def _attribute(name: str, value: Any) -> onnx.AttributeProto:

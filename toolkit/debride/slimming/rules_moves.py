@@ -233,6 +233,7 @@ def _tile(problem: Problem, node: Node) -> None:
 def _shape(problem: Problem, node: Node) -> None:
     """A size that is read as a number must stay as it is; that of the batch is held anyway."""
     axes, x = problem.axes, node.inputs[0]
+    axes.pin(node.outputs[0], "is a shape")
     rank = axes.rank(x)
     start, end = (int(node.attributes.get(k, d)) for k, d in (("start", 0), ("end", rank)))
     seen = list(range(rank))[slice(start, end)]

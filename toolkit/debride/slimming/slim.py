@@ -17,6 +17,7 @@ from debride.sessions import Runtime, Session
 from debride.slimming.compare import Feed, compared
 from debride.slimming.cost import latencies, macs, parameters
 from debride.slimming.edit import edited
+from debride.slimming.fold import folded
 from debride.slimming.observe import Observed, observe, random_feeds
 from debride.slimming.problem import Problem
 from debride.slimming.solve import solve
@@ -61,31 +62,33 @@ def slim(
     graph = parse(proto)
     observed = observe(proto, graph, spec, runtime, name)
     progress("slimming", 1, _STEPS, "channels")
-    problem = solve(graph, observed)
+    plain, observed = folded(proto, graph, observed)
+    problem = solve(parse(plain), observed)
     facts = _facts(problem, spec)
     if not any(problem.axes.changes(tensor) for tensor in observed.shapes):
         cost = _cost(proto, graph, observed.shapes, observed)
         return Slimmed(proto=proto, facts=replace(facts, before=cost, after=cost))
     progress("slimming", 2, _STEPS, "comparing")
-    result = _proved(proto, problem, facts, Feed(spec=spec, images=images, seed=seed), runtime, name)
+    result = _proved(proto, plain, problem, facts, Feed(spec=spec, images=images, seed=seed), runtime, name)
     progress("slimming", _STEPS, _STEPS, f"{result.facts.channels} channels out")
     return result
 
 
 def _proved(
     proto: onnx.ModelProto,
+    plain: onnx.ModelProto,
     problem: Problem,
     facts: Slimming,
     feed: Feed,
     runtime: Runtime,
     name: str,
 ) -> Slimmed:
-    """`proto` slimmed where that says the same, else as it is, with what both cost."""
+    """`proto` (with its numbers folded: `plain`) slimmed where that says the same, else as it is, with both's costs."""
     graph, observed = problem.graph, problem.observed
     before = _cost(proto, graph, observed.shapes, observed)
     delivered = Session(proto.SerializeToString(), runtime, name)
     try:
-        slimmed = edited(proto, problem)
+        slimmed = edited(plain, problem)
         onnx.checker.check_model(slimmed)
         session = Session(slimmed.SerializeToString(), runtime, f"{name}, slimmed")
         found = compared(delivered, session, graph, feed)
