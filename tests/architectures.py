@@ -19,6 +19,7 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     make.__name__: make
     for make in (
         classic.alexnet,
+        classic.alexnet_lrn,
         classic.vgg_bn,
         classic.densenet,
         classic.googlenet,
@@ -60,7 +61,7 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
 }
 """Each makes a network of `CLASSES` classes for images of `shape_of(name)`; the weights come from torch's generator."""
 
-_SHAPES = {"alexnet": (3, 64, 64), "inception_v3": (3, 64, 64), "resnet50": (3, 64, 64)}
+_SHAPES = {"alexnet": (3, 64, 64), "alexnet_lrn": (3, 64, 64), "inception_v3": (3, 64, 64), "resnet50": (3, 64, 64)}
 
 
 def shape_of(name: str) -> tuple[int, int, int]:
@@ -72,4 +73,4 @@ def network(name: str, seed: int = 0) -> nn.Module:
     """The network `name` in inference mode, always with the same weights for a seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return lived_in(ARCHITECTURES[name]())
+        return lived_in(ARCHITECTURES[name](), shape_of(name))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -9,16 +11,21 @@ from torch import Tensor, nn
 from architectures_parts import CLASSES, ConvNorm, head
 
 
-def alexnet(width: int = 16) -> nn.Module:
-    """Krizhevsky et al. 2012: large first kernels, local response normalisation, three Linear layers."""
+def alexnet(width: int = 16, norm: Callable[[], nn.Module] = nn.Identity) -> nn.Module:
+    """Krizhevsky et al. 2012, as frameworks ship it: large first kernels, grouped convolutions, three Linear layers."""
     w = width
     return nn.Sequential(
-        *(nn.Conv2d(3, w, 11, 4, 2), nn.ReLU(), nn.LocalResponseNorm(5), nn.MaxPool2d(3, 2)),
-        *(nn.Conv2d(w, 2 * w, 5, padding=2, groups=2), nn.ReLU(), nn.LocalResponseNorm(5), nn.MaxPool2d(3, 2)),
+        *(nn.Conv2d(3, w, 11, 4, 2), nn.ReLU(), norm(), nn.MaxPool2d(3, 2)),
+        *(nn.Conv2d(w, 2 * w, 5, padding=2, groups=2), nn.ReLU(), norm(), nn.MaxPool2d(3, 2)),
         *(nn.Conv2d(2 * w, 3 * w, 3, padding=1), nn.ReLU(), nn.Conv2d(3 * w, 2 * w, 3, padding=1), nn.ReLU()),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(2 * w, 4 * w), nn.ReLU()),
         *(nn.Dropout(), nn.Linear(4 * w, 4 * w), nn.ReLU(), nn.Linear(4 * w, CLASSES)),
     )
+
+
+def alexnet_lrn(width: int = 16) -> nn.Module:
+    """With the paper's local response normalisation."""
+    return alexnet(width, lambda: nn.LocalResponseNorm(5))
 
 
 def vgg_bn(width: int = 8) -> nn.Module:

@@ -58,16 +58,33 @@ def head(width: int) -> nn.Sequential:
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, CLASSES))
 
 
-def lived_in(module: nn.Module) -> nn.Module:
-    """`module` in inference mode; scales and statistics of its norms are drawn, not 0 and 1, and biases are not 0."""
+def pictures(count: int, shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Random images (count, *shape) in 0..1 that differ in the large too: nets that average a map see no mere noise."""
+    draw = torch.Generator().manual_seed(seed)
+    coarse = F.interpolate(torch.rand(count, shape[0], 4, 4, generator=draw), shape[1:])
+    return (coarse * torch.rand(count, 1, 1, 1, generator=draw) + torch.rand(count, *shape, generator=draw)) / 2
+
+
+def lived_in(module: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """`module` in inference mode, as if trained on images of `shape`: signals keep their size from layer to layer.
+
+    BatchNorms have statistics near those of the data, all norms have scales and shifts, no bias is zero.
+    """
     for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
         if isinstance(part, nn.BatchNorm2d):
-            part.running_mean.uniform_(-0.3, 0.3)
-            part.running_var.uniform_(0.5, 1.5)
+            part.momentum = None  # the mean over batches: of one, here
         if isinstance(part, (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)) and part.weight is not None:
-            part.weight.data.uniform_(0.5, 1.5)
-            part.bias.data.uniform_(-0.2, 0.2)
+            part.weight.data.uniform_(0.7, 1.5)
+            part.bias.data.uniform_(-0.2, 0.4)
         if isinstance(part, nn.MultiheadAttention):
             part.in_proj_bias.data.uniform_(-0.2, 0.2)
             part.out_proj.bias.data.uniform_(-0.2, 0.2)
+    with torch.no_grad():
+        module.train()(pictures(16, shape))
+        for part in module.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.running_mean += part.running_var.sqrt() * torch.empty_like(part.running_var).uniform_(-0.2, 0.2)
+                part.running_var *= torch.empty_like(part.running_var).uniform_(0.7, 1.4)
     return module.eval()

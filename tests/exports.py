@@ -37,7 +37,7 @@ def export(
     dynamic = batch == "dynamic"
     example = torch.zeros(2 if dynamic else 1, *shape)
     buffer = io.BytesIO()
-    with silenced(), torch.no_grad():
+    with prepared(), torch.no_grad():
         if exporter == "dynamo":
             program = torch.onnx.export(
                 module,
@@ -68,13 +68,15 @@ def export(
 
 
 @contextmanager
-def silenced() -> Iterator[None]:
-    """Nothing of what the exporters say reaches the terminal."""
-    disabled = logging.root.manager.disable
+def prepared() -> Iterator[None]:
+    """Attention is written in plain operators, and nothing of what the exporters say reaches the terminal."""
+    disabled, fast = logging.root.manager.disable, torch.backends.mha.get_fastpath_enabled()
     logging.disable(logging.CRITICAL)
+    torch.backends.mha.set_fastpath_enabled(False)  # an operator of its own, which the older exporter has no form for
     try:
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(disabled)
+        torch.backends.mha.set_fastpath_enabled(fast)
