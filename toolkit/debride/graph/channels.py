@@ -11,14 +11,15 @@ from debride.graph.layers import Layer, Unfit, extended, layer_of
 from debride.graph.walk import Index
 from debride.types import ChannelGroup, Refused, Slice
 
-_LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
+_LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"))
 _QUANTISED = frozenset(("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger"))
 
 
 def find_groups(graph: Graph, scores: str) -> tuple[tuple[ChannelGroup, ...], tuple[Refused, ...]]:
     """All players of `graph` on the way to the tensor `scores`, in topological order, and the layers that are none.
 
-    A layer is a Conv, ConvTranspose, Gemm, or MatMul with a constant right operand. Those that make the class scores
+    A layer is a Conv, ConvTranspose, Gemm, a MatMul with a constant right operand, or an Einsum with a constant one,
+    whose channels are then the weight's own letter, or the first of them (the heads). Those that make the class scores
     themselves (no layer comes after them) are refused, and those whose channels cannot be zeroed exactly; each
     refusal names the layer and says why. `ChannelGroup.axis` counts from the front; -1 where the rank is unknown.
     """
@@ -47,6 +48,8 @@ def _is_layer(node: Node, index: Index) -> bool:
     """Whether `node` mixes channels by weights; a MatMul of two activations (attention) does not."""
     if node.domain or node.op not in _LAYERS | _QUANTISED:
         return False
+    if node.op == "Einsum":
+        return sum(_from_constants(tensor, index) for tensor in node.inputs) == 1 and len(node.inputs) == 2
     return node.op != "MatMul" or index.producer(node.inputs[1]) is None or _from_constants(node.inputs[1], index)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from debride.graph.ir import Node
+from debride.graph.letters import equation_of
 from debride.graph.walk import Index
 
 _FLOATS = frozenset(("float16", "float32", "float64", "bfloat16"))
@@ -79,12 +80,12 @@ def operand(index: Index, node: Node, position: int, what: str) -> Operand:
 
 
 def layer_of(index: Index, node: Node) -> Layer:
-    """The Conv, ConvTranspose, Gemm or MatMul `node` taken apart, its own bias included.
+    """The Conv, ConvTranspose, Gemm, MatMul or Einsum `node` taken apart, its own bias included.
 
     Raises:
         Unfit: with the reason.
     """
-    build = {"Conv": _conv, "ConvTranspose": _conv_transpose, "Gemm": _gemm, "MatMul": _matmul}
+    build = {"Conv": _conv, "ConvTranspose": _conv_transpose, "Gemm": _gemm, "MatMul": _matmul, "Einsum": _einsum}
     return build[node.op](index, node)
 
 
@@ -149,6 +150,24 @@ def _matmul(index: Index, node: Node) -> Layer:
     part = _part(weight, weight.array.ndim - 1, _single(size))
     axis = -1 if rank is None else rank - 1
     return Layer(node=node, size=size, parts=(part,), edge=node.outputs[0], axis=axis, rank=rank)
+
+
+def _einsum(index: Index, node: Node) -> Layer:
+    """Of several letters that only the weight brings (heads, channels in them), the first counts the players."""
+    letters = equation_of(str(node.attributes.get("equation", "")))
+    if letters is None or len(letters.terms) != 2:
+        raise Unfit("its equation is not taken apart")
+    position = 0 if index.constant(node.inputs[0]) is not None else 1
+    weight = operand(index, node, position, "weight")
+    term, other = letters.terms[position][1], letters.terms[1 - position][1]
+    own = [letter for letter in letters.out if letter in term and letter not in other]
+    if not own or letters.out.index(own[0]) == 0 or len(term) != weight.array.ndim:
+        raise Unfit("its equation gives the weight no channels of its own")
+    axis = term.index(own[0])
+    size = weight.array.shape[axis]
+    part = _part(weight, axis, _single(size))
+    place = letters.out.index(own[0])
+    return Layer(node=node, size=size, parts=(part,), edge=node.outputs[0], axis=place, rank=len(letters.out))
 
 
 def extended(layer: Layer, index: Index) -> Layer:

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from debride.graph.ir import Node
+from debride.graph.letters import einsum_of
 from debride.slimming.known_layers import unpadded
-from debride.slimming.letters import einsum_of
 
 if TYPE_CHECKING:
     from debride.slimming.problem import Problem

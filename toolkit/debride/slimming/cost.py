@@ -8,8 +8,8 @@ from math import prod
 from statistics import median
 
 from debride.graph.ir import Graph
+from debride.graph.letters import einsum_of
 from debride.sessions import Session
-from debride.slimming.letters import einsum_of
 from debride.slimming.observe import Feeds
 
 Shapes = Callable[[str], tuple[int, ...]]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from debride.graph.ir import Node
-from debride.slimming.letters import einsum_of
+from debride.graph.letters import einsum_of
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]

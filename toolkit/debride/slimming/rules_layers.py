@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 
 from debride.graph.ir import Node
+from debride.graph.letters import einsum_of
 from debride.slimming.absorb import Reading, dispensable, readings_of
 from debride.slimming.groups import cuttable
-from debride.slimming.letters import einsum_of
 from debride.slimming.problem import Problem
 from debride.slimming.rules_pointwise import align
 from debride.types import BoolArray

@@ -35,7 +35,11 @@ def einsum_of(node: Node, shapes: Sequence[Shape]) -> Letters | None:
         left = "ba" if node.attributes.get("transA", 0) else "ab"
         right = "cb" if node.attributes.get("transB", 0) else "bc"
         return Letters(terms=((0, left), (1, right)), out="ac")
-    return _einsum(str(node.attributes.get("equation", "")), shapes)
+    letters = equation_of(str(node.attributes.get("equation", "")))
+    if letters is None or len(letters.terms) != len(shapes) or len(shapes) > 2:
+        return None
+    fits = all(len(term) == len(shapes[position]) for position, term in letters.terms)
+    return letters if fits else None
 
 
 def _matmul(one: Shape, other: Shape) -> Letters | None:
@@ -48,17 +52,14 @@ def _matmul(one: Shape, other: Shape) -> Letters | None:
     return Letters(terms=((0, left), (1, right)), out=out)
 
 
-def _einsum(equation: str, shapes: Sequence[Shape]) -> Letters | None:
+def equation_of(equation: str) -> Letters | None:
+    """An Einsum's equation as letters; None for an ellipsis, a repeated letter, or one that no operand has."""
     equation = equation.replace(" ", "")
-    if "." in equation or len(shapes) > 2:
-        return None
     inputs, arrow, out = equation.partition("->")
     terms = inputs.split(",")
-    if not arrow:
+    if not arrow:  # in the order of the alphabet, those that occur once
         out = "".join(sorted(c for c in set(inputs) - {","} if inputs.count(c) == 1))
-    good = len(terms) == len(shapes) and all(
-        len(t) == len(s) and len(set(t)) == len(t) for t, s in zip(terms, shapes, strict=True)
-    )
-    if not good or len(set(out)) != len(out) or not set(out) <= set(inputs) - {","}:
+    repeated = any(len(set(term)) != len(term) for term in (*terms, out))
+    if "." in equation or repeated or not set(out) <= set(inputs) - {","}:
         return None
     return Letters(terms=tuple(enumerate(terms)), out=out)
