@@ -56,7 +56,9 @@ def _cut_constants(proto: onnx.ModelProto, problem: Problem) -> None:
         array = weights.get(name, array)
         tensor = numpy_helper.from_array(np.ascontiguousarray(_cut(array, name, problem)))
         if name in stored:
-            tensor.name, tensor.doc_string = name, stored[name].doc_string
+            tensor.name = name
+            if stored[name].HasField("doc_string"):
+                tensor.doc_string = stored[name].doc_string
             stored[name].CopyFrom(tensor)
         else:
             del makers[name].attribute[:]
