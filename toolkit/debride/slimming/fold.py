@@ -11,22 +11,17 @@ from debride.graph.ir import Graph
 from debride.graph.parse import node_names
 from debride.slimming.observe import Observed
 
-_COUNTING = frozenset(("Shape", "Size"))
-
 
 def folded(proto: onnx.ModelProto, graph: Graph, observed: Observed) -> tuple[onnx.ModelProto, Observed]:
     """A copy of `proto` (parsed: `graph`) in which numbers that the batch does not change are initializers.
 
-    `observed` comes back with these initializers in it.
-
-    Only what is computed from shapes and constants counts, not what merely was the same on two draws of noise; and
-    nothing where the graph takes images of many sizes.
+    `observed` comes back with these initializers in it. Nothing is folded where the graph takes images of many sizes.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     if observed.flexible:
         return copy, observed
-    numbers = _numbers(graph, observed)
+    numbers = set(observed.values)
     kept = [node for node in graph.nodes if not all(t in numbers for t in node.outputs if t)]
     read = {tensor for node in kept for tensor in node.inputs} & numbers - set(graph.constants)
     read -= {value.name for value in graph.outputs}
@@ -44,12 +39,3 @@ def folded(proto: onnx.ModelProto, graph: Graph, observed: Observed) -> tuple[on
         values={**observed.values, **values},
     )
     return copy, seen
-
-
-def _numbers(graph: Graph, observed: Observed) -> set[str]:
-    """Integer tensors that are the same for every batch and follow from shapes and constants."""
-    derived = set(graph.constants) | {""}
-    for node in graph.nodes:
-        if not node.domain and (node.op in _COUNTING or all(t in derived for t in node.inputs)) and node.inputs:
-            derived.update(node.outputs)
-    return {tensor for tensor in derived if tensor in observed.values}

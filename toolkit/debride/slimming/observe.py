@@ -1,6 +1,6 @@
 """What a graph's tensors look like when it runs: shapes, which axes follow the batch, and small whole-number values.
 
-Shape inference loses track of computed Reshape targets, so the graph is run, on noise, at two batch sizes.
+Shape inference loses track of computed Reshape targets, so the graph is run, on noise, at a few batch sizes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from debride.graph.ir import Graph, Value
 from debride.sessions import Runtime, Session
 from debride.types import InputSpec
 
-BATCHES = (3, 2)
-"""Sizes of the batch on which shapes are taken, where the graph leaves it open; 3 is rarely a channel count."""
+BATCHES = (3, 2, 1)
+"""Sizes of the batch on which shapes are taken, where the graph leaves it open."""
+_COUNTING = frozenset(("Shape", "Size"))
+_OPEN = frozenset(("If", "Loop", "Scan", "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike"))
 _SMALL = 4096
 
 Feeds = Mapping[str, npt.NDArray[Any]]
@@ -30,8 +32,9 @@ class Observed:
     """`shapes` of all tensors at a batch of `batch` images, constants included, and which axes follow the batch.
 
     `smallest` is the smallest batch that the graph takes: 1 unless it is fixed.
-    `values` are those of integer tensors of at most 4096 elements that are the same for every batch. `flexible` says
-    that the graph leaves other dimensions of its input open than the batch, so that a shape seen is one of many.
+    `values` are those of integer tensors of at most 4096 elements that follow from shapes and constants alone and are
+    the same for every batch. `flexible` says that the graph leaves other dimensions of its input open than the batch,
+    so that a shape seen is one of many.
     """
 
     batch: int
@@ -79,7 +82,7 @@ def _sizes(value: Value, spec: InputSpec | None, batch: int) -> list[int]:
 
 
 def observe(proto: onnx.ModelProto, graph: Graph, spec: InputSpec | None, runtime: Runtime, name: str) -> Observed:
-    """Run `proto` (parsed: `graph`) on noise at two batch sizes and note every tensor's shape.
+    """Run `proto` (parsed: `graph`) on noise at a few batch sizes and note every tensor's shape.
 
     Raises:
         ModelError: onnxruntime cannot run it, or its input size is open (see `random_feeds`).
@@ -87,25 +90,53 @@ def observe(proto: onnx.ModelProto, graph: Graph, spec: InputSpec | None, runtim
     tensors = [tensor for node in graph.nodes for tensor in node.outputs if tensor]
     open_batch = any(v.shape and v.shape[0] is None for v in graph.inputs)
     session = Session(_talkative(proto, tensors), runtime, name)
-    runs = []
-    for batch in BATCHES if open_batch else BATCHES[:1]:
-        feeds = random_feeds(graph, spec, batch, 0)
-        found = dict(zip(tensors, session.run(feeds, tensors), strict=True))
-        runs.append({**{k: v for k, v in found.items() if isinstance(v, np.ndarray)}, **feeds, **graph.constants})
-    first, last = runs[0], runs[-1]
+    batches = BATCHES if open_batch else BATCHES[:1]
+    runs = [_run(session, random_feeds(graph, spec, batch, batch), tensors) for batch in batches]
+    runs = [({**shapes, **{k: v.shape for k, v in graph.constants.items()}}, numbers) for shapes, numbers in runs]
+    (first, numbers), others = runs[0], runs[1:]
+    derived = _derived(graph)
     batch = BATCHES[0] if open_batch else _fixed(graph)
+    constants = {name: array for name, array in graph.constants.items() if _is_small(array)}
     return Observed(
         batch=batch,
         smallest=1 if open_batch else batch,
-        shapes={tensor: array.shape for tensor, array in first.items()},
-        varying={tensor: _differing(array.shape, last[tensor].shape) for tensor, array in first.items()},
+        shapes=first,
+        varying={
+            tensor: frozenset().union(*(_differing(shape, other[tensor]) for other, _ in others))
+            for tensor, shape in first.items()
+        },
         values={
             tensor: array
-            for tensor, array in first.items()
-            if array.dtype.kind in "iu" and array.size <= _SMALL and np.array_equal(array, last[tensor])
+            for tensor, array in {**numbers, **constants}.items()
+            if tensor in derived
+            and (tensor in constants or all(np.array_equal(array, other[tensor]) for _, other in others))
         },
         flexible=any(size is None for v in graph.inputs for size in (v.shape or ())[1:]),
     )
+
+
+def _run(
+    session: Session, feeds: Feeds, tensors: Sequence[str]
+) -> tuple[dict[str, tuple[int, ...]], dict[str, npt.NDArray[Any]]]:
+    """The shapes of all `tensors` and of the inputs, and the values of small whole-number ones."""
+    found = {**dict(zip(tensors, session.run(feeds, tensors), strict=True)), **feeds}
+    arrays = {tensor: array for tensor, array in found.items() if isinstance(array, np.ndarray)}
+    shapes = {tensor: array.shape for tensor, array in arrays.items()}
+    return shapes, {tensor: array for tensor, array in arrays.items() if _is_small(array)}
+
+
+def _is_small(array: npt.NDArray[Any]) -> bool:
+    return array.dtype.kind in "iu" and array.size <= _SMALL
+
+
+def _derived(graph: Graph) -> set[str]:
+    """Tensors that follow from shapes and constants: to be the same on a few draws of noise is not enough."""
+    found = set(graph.constants) | {""}
+    for node in graph.nodes:
+        fixed = node.op in _COUNTING or (node.inputs and all(tensor in found for tensor in node.inputs))
+        if fixed and not node.domain and node.op not in _OPEN:
+            found.update(node.outputs)
+    return found
 
 
 def _fixed(graph: Graph) -> int:
