@@ -65,3 +65,30 @@ def Attention(
     y = weights @ values
     y = y if q.ndim == 4 else y.transpose(1, 2).reshape(q.shape[0], q.shape[1], -1)
     return y, key, value, (raw, capped, biased, weights)[qk_matmul_output_mode]
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Pairs of the last axis (its two halves, or neighbours) turned by the angles of (..., size / 2)."""
+    first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else x.chunk(2, -1)
+    real, imaginary = first * cos - second * sin, first * sin + second * cos
+    return torch.stack([real, imaginary], -1).flatten(-2) if interleaved else torch.cat([real, imaginary], -1)
+
+
+@op(since=(23,))
+def RotaryEmbedding(
+    x: Tensor,
+    cos_cache: Tensor,
+    sin_cache: Tensor,
+    position_ids: Tensor | None = None,
+    *,
+    interleaved: int = 0,
+    num_heads: int | None = None,
+    rotary_embedding_dim: int = 0,
+) -> Tensor:
+    y = _heads(x, num_heads)
+    size = rotary_embedding_dim or y.shape[-1]
+    cos, sin = (c if position_ids is None else c[position_ids.long()] for c in (cos_cache, sin_cache))
+    # (B, S, size / 2) beside (B, heads, S, size / 2).
+    cos, sin = (c[..., : size // 2].unsqueeze(1) for c in (cos, sin))
+    y = torch.cat([_turned(y[..., :size], cos, sin, bool(interleaved)), y[..., size:]], -1)
+    return y if x.ndim == 4 else y.transpose(1, 2).reshape(x.shape)

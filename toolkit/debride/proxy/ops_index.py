@@ -94,6 +94,17 @@ def Pad_11(
     return _pad(x, ints(pads), mode, value, range(x.ndim) if axes is None else ints(axes))
 
 
+@op(since=(18,))
+def CenterCropPad(x: Tensor, shape: Tensor, *, axes: Sequence[int] | None = None) -> Tensor:
+    for axis, wanted in zip(range(x.ndim) if axes is None else axes, ints(shape), strict=True):
+        spare = x.shape[axis] - wanted
+        if spare > 0:
+            x = x.narrow(axis, spare // 2, wanted)
+        else:
+            x = _pad(x, [-spare // 2, -spare - -spare // 2], "constant", 0, [axis])
+    return x
+
+
 def _wrapped(indices: Tensor, size: int) -> Tensor:
     """Indices with the negative ones counted from the end."""
     indices = indices.long()

@@ -78,6 +78,19 @@ def BitwiseNot(x: Tensor) -> Tensor:
     return torch.bitwise_not(widened(x)).to(x.dtype)
 
 
+@op(since=(11, 28))
+def BitShift(x: Tensor, by: Tensor, *, direction: str) -> Tensor:
+    wide, steps = widened(x), widened(by)
+    if direction == "LEFT":
+        return torch.bitwise_left_shift(wide, steps).to(x.dtype)
+    if x.dtype == torch.uint64:
+        # In int64 the highest bit is a sign that a shift would repeat: the first step clears it.
+        halved = torch.bitwise_right_shift(wide, 1) & torch.iinfo(torch.int64).max
+        wide = torch.where(steps > 0, torch.bitwise_right_shift(halved, (steps - 1).clamp(min=0)), wide)
+        return wide.to(x.dtype)
+    return torch.bitwise_right_shift(wide, steps).to(x.dtype)
+
+
 @op(since=(9, 16))
 def Where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.where(condition, a, b)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from debride.proxy.op import op, shape_tensor
+from debride.proxy.op import bounded, ints, op, shape_tensor
 from debride.proxy.ops_conv import _CONV, pad_window, spatial, window_pads
 
 _MAX: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -82,6 +83,30 @@ def _onnx_indices(
     planes = shape[0] * shape[1]
     plane = torch.arange(planes).reshape(shape[0], shape[1], *[1] * len(sizes)).to(flat.device)
     return index + plane * int(shape_tensor(sizes).prod())
+
+
+@op(since=(9, 11, 22))
+def MaxUnpool(
+    x: Tensor,
+    indices: Tensor,
+    output_shape: Tensor | None = None,
+    *,
+    kernel_shape: Sequence[int],
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Tensor:
+    rank = spatial(x)
+    strides, flat = list(strides or [1] * rank), list(pads or [0] * (2 * rank))
+    size = [
+        (n - 1) * s + k - b - e
+        for n, s, k, b, e in zip(x.shape[2:], strides, kernel_shape, flat[:rank], flat[rank:], strict=True)
+    ]
+    whole = bounded([*x.shape[:2], *size])
+    # The indices count through the whole tensor, planes and all.
+    y = x.new_zeros(prod(whole)).index_put((indices.reshape(-1).long(),), x.reshape(-1)).reshape(whole)
+    if output_shape is None:
+        return y
+    return pad_window(y, [(0, o - n) for o, n in zip(ints(output_shape)[2:], size, strict=True)])
 
 
 def _window_sum(x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Tensor:

@@ -30,6 +30,48 @@ def _along(parameter: Tensor, x: Tensor, axis: int, block_size: int) -> Tensor:
     return parameter.repeat_interleave(size, dim=axis).narrow(axis, 0, x.shape[axis])
 
 
+def straight_through(scaled: Tensor, shift: Tensor | int, low: int, high: int) -> Tensor:
+    """`scaled` rounded, shifted and clipped, with the gradient of clipping alone."""
+    bounded = torch.clamp(scaled + shift, low, high)
+    whole = torch.clamp(torch.round(scaled) + shift, low, high)
+    return bounded + (whole - bounded).detach()
+
+
+def quantized(
+    x: Tensor,
+    scale: Tensor | None,
+    zero_point: Tensor | None,
+    *,
+    axis: int = 1,
+    block_size: int = 0,
+    target: torch.dtype = torch.uint8,
+) -> Tensor:
+    """`x` over `scale` as integers of the zero point's type (without one: `target`), in a float tensor.
+
+    Raises:
+        UnsupportedOpError: a type of less than 8 bits, or 8-bit floats.
+    """
+    if zero_point is not None:
+        # A zero point made by DynamicQuantizeLinear is a plain float that stands for uint8.
+        made = zero_point.dtype in (torch.float32, torch.float64)
+        target = torch.uint8 if made else zero_point.dtype
+    if target not in _RANGES:
+        raise UnsupportedOpError(f"quantisation to {target} is not computed by the proxy; use 8-bit integers")
+    scaled = x if scale is None else x / _along(scale, x, axis, block_size)
+    shift = 0 if zero_point is None else _along(zero_point, x, axis, block_size).to(scaled.dtype)
+    return straight_through(scaled, shift, *_RANGES[target])
+
+
+def dequantized(
+    x: Tensor, scale: Tensor, zero_point: Tensor | None = None, *, axis: int = 1, block_size: int = 0
+) -> Tensor:
+    """(x - zero point) * scale, in float32 or, where the scale is one, float64."""
+    wide = x.to(torch.float32 if scale.dtype != torch.float64 else torch.float64)
+    if zero_point is not None:
+        wide = wide - _along(zero_point, x, axis, block_size).to(wide.dtype)
+    return wide * _along(scale, x, axis, block_size).to(wide.dtype)
+
+
 @op(since=(10, 13, 19, 21, 23, 24, 25, 28))
 def QuantizeLinear(
     x: Tensor,
@@ -42,15 +84,8 @@ def QuantizeLinear(
     precision: int = 0,
     saturate: int = 1,
 ) -> Tensor:
-    target = zero_point.dtype if zero_point is not None else dtype_of(output_dtype) if output_dtype else torch.uint8
-    if target not in _RANGES:
-        raise UnsupportedOpError(f"quantisation to {target} is not computed by the proxy; use 8-bit integers")
-    scaled = x / _along(scale, x, axis, block_size)
-    shift = 0 if zero_point is None else _along(zero_point, x, axis, block_size).to(scaled.dtype)
-    low, high = _RANGES[target]
-    bounded = torch.clamp(scaled + shift, low, high)
-    whole = torch.clamp(torch.round(scaled) + shift, low, high)
-    return bounded + (whole - bounded).detach()
+    target = dtype_of(output_dtype) if output_dtype else torch.uint8
+    return quantized(x, scale, zero_point, axis=axis, block_size=block_size, target=target)
 
 
 @op(since=(10, 13, 19, 21, 23, 24, 25, 28))
@@ -63,8 +98,5 @@ def DequantizeLinear(
     block_size: int = 0,
     output_dtype: int = 0,
 ) -> Tensor:
-    wide = x.to(torch.float32 if scale.dtype != torch.float64 else torch.float64)
-    if zero_point is not None:
-        wide = wide - _along(zero_point, x, axis, block_size).to(wide.dtype)
-    y = wide * _along(scale, x, axis, block_size).to(wide.dtype)
+    y = dequantized(x, scale, zero_point, axis=axis, block_size=block_size)
     return y.to(dtype_of(output_dtype) if output_dtype else scale.dtype)

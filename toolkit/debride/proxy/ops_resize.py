@@ -1,4 +1,4 @@
-"""Resampling: Resize and Upsample as a product with one small matrix per axis, and GridSample.
+"""Resampling on a grid: Resize and Upsample as a product with one small matrix per axis.
 
 An interpolation along an axis is linear, so a matrix (output size, input size) says all of it, for any mode; what is
 left is exact in value and gradient.
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from debride.errors import UnsupportedOpError
@@ -169,11 +168,3 @@ def Upsample_7(x: Tensor, *, scales: Sequence[float], mode: str = "nearest") -> 
 def Upsample_9(x: Tensor, scales: Tensor, *, mode: str = "nearest") -> Tensor:
     y: Tensor = Resize_10(x, scales, mode=mode)
     return y
-
-
-@op(since=(16, 20, 22))
-def GridSample(
-    x: Tensor, grid: Tensor, *, align_corners: int = 0, mode: str = "linear", padding_mode: str = "zeros"
-) -> Tensor:
-    names = {"linear": "bilinear", "cubic": "bicubic"}
-    return F.grid_sample(x, grid, names.get(mode, mode), padding_mode, bool(align_corners))

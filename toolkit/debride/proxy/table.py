@@ -16,6 +16,7 @@ from debride.proxy import (
     ops_conv,
     ops_create,
     ops_index,
+    ops_integer,
     ops_linear,
     ops_logic,
     ops_math,
@@ -24,6 +25,7 @@ from debride.proxy import (
     ops_quant,
     ops_reduce,
     ops_resize,
+    ops_sample,
     ops_shape,
 )
 from debride.proxy.op import Operator
@@ -36,6 +38,7 @@ _FAMILIES = (
     ops_conv,
     ops_create,
     ops_index,
+    ops_integer,
     ops_linear,
     ops_logic,
     ops_math,
@@ -44,6 +47,7 @@ _FAMILIES = (
     ops_quant,
     ops_reduce,
     ops_resize,
+    ops_sample,
     ops_shape,
 )
 
