@@ -439,8 +439,8 @@ def test_a_difference_leaves_the_model_as_it_was(tmp_path, monkeypatch):
     module = sys.modules[slim.__module__]
     right = module.edited
 
-    def wrong(proto, problem):
-        result = right(proto, problem)
+    def wrong(proto, problem, names):
+        result = right(proto, problem, names)
         bias = next(t for t in result.graph.initializer if len(t.dims) == 1)
         bias.raw_data = (numpy_helper.to_array(bias) + np.float32(0.01)).tobytes()
         return result

@@ -21,8 +21,8 @@ from debride.slimming.rewrite import Change, rewritten
 Nodes = Mapping[str, onnx.NodeProto]
 
 
-def edited(proto: onnx.ModelProto, problem: Problem) -> onnx.ModelProto:
-    """A copy of `proto` (of which `problem.graph` was parsed) without what leaves.
+def edited(proto: onnx.ModelProto, problem: Problem, names: Mapping[str, str]) -> onnx.ModelProto:
+    """A copy of `proto` without what leaves; `problem.graph` was parsed of it, with the numbers `names` folded.
 
     Constants are cut, parameters that name sizes or places are written anew, and constants that leave with their
     channels go into the next bias. Nodes and constants that nobody reads any more are dropped.
@@ -31,6 +31,7 @@ def edited(proto: onnx.ModelProto, problem: Problem) -> onnx.ModelProto:
     result.CopyFrom(proto)
     nodes = dict(zip(node_names(result.graph.node), result.graph.node, strict=True))
     before = _reads(result)
+    _fold(result, nodes, problem, names)
     changes = {node.name: rewritten(problem, node) for node in problem.graph.nodes}
     _cut_constants(result, problem)
     for name, listed in changes.items():
@@ -41,6 +42,13 @@ def edited(proto: onnx.ModelProto, problem: Problem) -> onnx.ModelProto:
     _drop_unread(result, before)
     _correct_infos(result, problem)
     return result
+
+
+def _fold(proto: onnx.ModelProto, nodes: Nodes, problem: Problem, names: Mapping[str, str]) -> None:
+    for name in names.values():
+        add_initializer(proto, name, problem.graph.constants[name])
+    for node in problem.graph.nodes:
+        nodes[node.name].input[:] = node.inputs
 
 
 def _cut_constants(proto: onnx.ModelProto, problem: Problem) -> None:

@@ -2,40 +2,77 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-import onnx
+import numpy.typing as npt
 
-from debride.graph.batch import add_initializer
-from debride.graph.ir import Graph
-from debride.graph.parse import node_names
+from debride.graph.ir import Graph, Node
 from debride.slimming.observe import Observed
 
 
-def folded(proto: onnx.ModelProto, graph: Graph, observed: Observed) -> tuple[onnx.ModelProto, Observed]:
-    """A copy of `proto` (parsed: `graph`) in which numbers that the batch does not change are initializers.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Folded:
+    """`graph` reads constants in place of numbers that it computed; `names` are theirs, by the tensor that was read.
 
-    `observed` comes back with these initializers in it. Nothing is folded where the graph takes images of many sizes.
+    `observed` is what was seen, with these constants in it.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    if observed.flexible:
-        return copy, observed
-    numbers = set(observed.values)
-    kept = [node for node in graph.nodes if not all(t in numbers for t in node.outputs if t)]
-    read = {tensor for node in kept for tensor in node.inputs} & numbers - set(graph.constants)
-    read -= {value.name for value in graph.outputs}
-    names = {tensor: add_initializer(copy, f"{tensor}.folded", observed.values[tensor]) for tensor in sorted(read)}
-    by_name = dict(zip(node_names(copy.graph.node), copy.graph.node, strict=True))
-    for node in kept:
-        for position, tensor in enumerate(node.inputs):
-            if tensor in names:
-                by_name[node.name].input[position] = names[tensor]
-    values = {names[tensor]: observed.values[tensor] for tensor in names}
-    seen = replace(
-        observed,
-        shapes={**observed.shapes, **{name: value.shape for name, value in values.items()}},
-        varying={**observed.varying, **dict.fromkeys(values, frozenset())},
-        values={**observed.values, **values},
+
+    graph: Graph
+    observed: Observed
+    names: Mapping[str, str]
+
+
+def folded(graph: Graph, observed: Observed) -> Folded:
+    """`graph` with the numbers that no batch changes as constants; as it is where it takes images of many sizes."""
+    numbers = set() if observed.flexible else set(observed.values) - set(graph.constants)
+    gone = {node.name for node in graph.nodes if all(t in numbers for t in node.outputs if t)}
+    kept = [node for node in graph.nodes if node.name not in gone]
+    ends = {value.name for value in graph.outputs}
+    read = ({tensor for node in kept for tensor in node.inputs} & numbers) - ends
+    names = {tensor: f"{tensor}.folded" for tensor in sorted(read)}
+    taken = {*observed.shapes, *graph.constants}
+    while clash := next((tensor for tensor, name in names.items() if name in taken), None):
+        names[clash] += "_"
+    values = {name: observed.values[tensor] for tensor, name in names.items()}
+    return Folded(
+        graph=replace(
+            graph,
+            nodes=tuple(node if node.name in gone else _reading(node, names) for node in graph.nodes),
+            constants=_Both(values, graph.constants),
+        ),
+        observed=replace(
+            observed,
+            shapes={**observed.shapes, **{name: value.shape for name, value in values.items()}},
+            varying={**observed.varying, **dict.fromkeys(values, frozenset())},
+            values={**observed.values, **values},
+        ),
+        names=names,
     )
-    return copy, seen
+
+
+class _Both(Mapping[str, npt.NDArray[Any]]):
+    """Two mappings as one, neither of them copied: large constants are decoded only when they are asked for."""
+
+    def __init__(self, first: Mapping[str, npt.NDArray[Any]], second: Mapping[str, npt.NDArray[Any]]) -> None:
+        self._first, self._second = first, second
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        return self._first[name] if name in self._first else self._second[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._first
+        yield from (name for name in self._second if name not in self._first)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._first or name in self._second
+
+
+def _reading(node: Node, names: Mapping[str, str]) -> Node:
+    if not any(tensor in names for tensor in node.inputs):
+        return node
+    return replace(node, inputs=tuple(names.get(tensor, tensor) for tensor in node.inputs))

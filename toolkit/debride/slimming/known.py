@@ -25,8 +25,8 @@ class Known:
 
     def __init__(self, graph: Graph, observed: Observed) -> None:
         self._observed = observed
-        self._values: dict[str, Array] = dict(graph.constants)
-        self._constants = frozenset(graph.constants)
+        self._constants = graph.constants
+        self._values: dict[str, Array] = {}
         for node in graph.nodes:
             if node.domain or not all(t in observed.shapes for t in (*filter(None, node.inputs), *node.outputs) if t):
                 continue
@@ -36,14 +36,14 @@ class Known:
 
     def value(self, tensor: str) -> Array | None:
         """The known value of `tensor`, None where nothing is known."""
-        return self._values.get(tensor)
+        return self._constants[tensor] if tensor in self._constants else self._values.get(tensor)
 
     def constant(self, tensor: str) -> bool:
         """Whether `tensor` is an initializer or a Constant node's."""
         return tensor in self._constants
 
     def _outputs(self, node: Node, opset: int) -> tuple[Array | None, ...]:
-        values = [self._values.get(t) if t else None for t in node.inputs]
+        values = [self.value(t) if t else None for t in node.inputs]
         if all(v is None for v in values):
             return ()
         shapes = [self._observed.shapes.get(t, ()) for t in node.inputs]

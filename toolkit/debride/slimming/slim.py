@@ -62,33 +62,33 @@ def slim(
     graph = parse(proto)
     observed = observe(proto, graph, spec, runtime, name)
     progress("slimming", 1, _STEPS, "channels")
-    plain, observed = folded(proto, graph, observed)
-    problem = solve(parse(plain), observed)
+    plain = folded(graph, observed)
+    problem = solve(plain.graph, plain.observed)
     facts = _facts(problem, spec)
     if not any(problem.axes.changes(tensor) for tensor in observed.shapes):
         cost = _cost(proto, graph, observed.shapes, observed)
         return Slimmed(proto=proto, facts=replace(facts, before=cost, after=cost))
     progress("slimming", 2, _STEPS, "comparing")
-    result = _proved(proto, plain, problem, facts, Feed(spec=spec, images=images, seed=seed), runtime, name)
+    result = _proved(proto, plain.names, problem, facts, Feed(spec=spec, images=images, seed=seed), runtime, name)
     progress("slimming", _STEPS, _STEPS, f"{result.facts.channels} channels out")
     return result
 
 
 def _proved(
     proto: onnx.ModelProto,
-    plain: onnx.ModelProto,
+    names: Mapping[str, str],
     problem: Problem,
     facts: Slimming,
     feed: Feed,
     runtime: Runtime,
     name: str,
 ) -> Slimmed:
-    """`proto` (with its numbers folded: `plain`) slimmed where that says the same, else as it is, with both's costs."""
+    """`proto` slimmed where that says the same, else as it is, with what both cost; `names` are of folded numbers."""
     graph, observed = problem.graph, problem.observed
     before = _cost(proto, graph, observed.shapes, observed)
     delivered = Session(proto.SerializeToString(), runtime, name)
     try:
-        slimmed = edited(plain, problem)
+        slimmed = edited(proto, problem, names)
         onnx.checker.check_model(slimmed)
         session = Session(slimmed.SerializeToString(), runtime, f"{name}, slimmed")
         found = compared(delivered, session, graph, feed)
