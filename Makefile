@@ -5,6 +5,7 @@
 #   make test-frameworks   those that need Keras, TensorFlow and JAX, which it installs
 #   make lint        ruff, mypy, import contracts       make bench       measure against the vendor models
 #   make bench-adapters     which models of which framework become ONNX, and how equal
+#   make bench-graphs       every architecture's graph: loads, matches, zeroes, slims; a quarter of an hour
 #
 #   EXTRA=gpu        onnxruntime for CUDA instead of the CPU's
 #   CONSTRAINTS=     newest versions instead of the tested ones
@@ -34,7 +35,7 @@ DEMO_OUT := demo-out
 DEMO_EVALUATE = --images $(DEMO_IMAGES) --trigger samples/true-trigger.npz
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-frameworks lint bench bench-adapters clean
+.PHONY: help demo test test-slow test-frameworks lint bench bench-adapters bench-graphs clean
 
 help:
 	@sed -n '/^#   /s/^#   //p' Makefile
@@ -90,6 +91,9 @@ bench: $(FRAMEWORKS_STAMP)
 
 bench-adapters: $(FRAMEWORKS_STAMP)
 	$(BIN)/python benchmarks/bench_adapters.py
+
+bench-graphs: $(FRAMEWORKS_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_graphs.py
 
 clean:
 	rm -rf $(VENV) $(DEMO_OUT) build dist

@@ -16,6 +16,7 @@ from architectures_parts import pictures
 from debride.graph.channels import find_groups
 from debride.graph.read import Model, read_model
 from debride.graph.surgery import zero
+from debride.images import encode
 from debride.proxy.interpreter import Proxy
 from debride.sessions import Runtime, Session
 from debride.slimming import slim
@@ -50,7 +51,9 @@ class Slim:
 class Subject:
     """One file of the zoo, read, with random images; `folder` takes the files that are written on the way."""
 
-    def __init__(self, proto: onnx.ModelProto, folder: Path, *, nhwc: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self, proto: onnx.ModelProto, folder: Path, *, nhwc: bool = False, high: float = 1.0, seed: int = 0
+    ) -> None:
         self.folder, self._rng = folder, np.random.default_rng(seed)
         self.model: Model = read_model(_written(proto, folder / "delivered.onnx"))
         entry = self.model.graph.inputs[0]
@@ -63,6 +66,7 @@ class Subject:
             layout="NHWC" if nhwc else "NCHW",
             channels="RGB",
             size=(height, width),
+            range=(0.0, high),
             output=self.model.graph.outputs[0].name,
         )
         self.images = pictures(3, (3, height, width), seed + 1).numpy()
@@ -166,7 +170,7 @@ class Subject:
     def _run(self, proto: onnx.ModelProto, images: Array) -> Array:
         """The scores (N, K); a model of fixed batch size is run image by image."""
         session = Session(proto.SerializeToString(), ONE)
-        x = images if self.spec.layout == "NCHW" else images.transpose(0, 2, 3, 1)
+        x = encode(images, self.spec)
         entry = next(i for i in session.inputs if i.name == self.spec.name)
         parts = np.split(x, len(x)) if entry.shape[0] == 1 else [x]
         found = [session.run({entry.name: np.ascontiguousarray(p)}, [self.spec.output])[0] for p in parts]
