@@ -16,6 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import onnx
+import onnx.defs
 from keras import applications
 
 import keras_zoo
@@ -104,12 +105,18 @@ def by_adapter(model: keras.Model, opset: int) -> onnx.ModelProto:
 
 
 def by_tf2onnx(model: keras.Model, opset: int) -> onnx.ModelProto:
-    """`model` as tf2onnx writes it by itself, without what the adapter does around it."""
+    """`model` as tf2onnx writes it by itself, without what the adapter does around it.
+
+    Raises `NotImplementedError` for operators that it only copies from TensorFlow (Erfc, of which gelu is made).
+    """
     import tensorflow as tf
     import tf2onnx
 
-    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
     spec = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="image")
     function = tf.function(lambda image: model(image, training=False), autograph=False)
     proto, _ = tf2onnx.convert.from_function(function, input_signature=[spec], opset=opset)
+    missing = sorted({node.op_type for node in proto.graph.node if not onnx.defs.has(node.op_type, node.domain)})
+    if missing:
+        raise NotImplementedError(f"tf2onnx knows no ONNX operator for {', '.join(missing)}")
     return proto

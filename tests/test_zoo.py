@@ -12,6 +12,8 @@ from architectures import ARCHITECTURES, network, shape_of
 from zoo_checks import Subject
 
 PARITY = 1e-5
+DEEP = 1e-4
+"""For the networks of Keras in their full depth, where rounding adds up."""
 GRADIENT = 1e-6
 MASKED = 1e-5
 ALIVE = 1e-3
@@ -43,6 +45,22 @@ REST = [
 ]
 
 
+KERAS = [
+    ("MobileNetV2", "by_adapter", 18),
+    ("MobileNet", "by_tf2onnx", 13),
+    ("small-resnext", "by_adapter", 18),
+    ("small-densenet", "by_tf2onnx", 15),
+]
+KERAS_REST = ("MobileNetV3Small", "EfficientNetB0", "DenseNet121", "ResNet50V2", "InceptionV3", "Xception", "small-vit")
+
+
+@pytest.fixture(scope="module")
+def keras_zoo():
+    import keras_architectures
+
+    return keras_architectures
+
+
 def _subject(case, folder, **options):
     name, exporter, opset = case
     module, shape = network(name), shape_of(name)
@@ -54,8 +72,8 @@ def _subject(case, folder, **options):
     return subject
 
 
-def _hold(subject):
-    assert subject.parity() <= PARITY
+def _hold(subject, parity=PARITY):
+    assert subject.parity() <= parity
     assert subject.gradient_error() <= GRADIENT
     chosen = subject.chosen()
     assert chosen, "no channel can be chosen: no group was found"
@@ -84,6 +102,30 @@ def test_an_architecture_is_read_run_differentiated_zeroed_and_slimmed(case, tmp
 @pytest.mark.parametrize("case", REST, ids=lambda c: "-".join(map(str, c)))
 def test_the_rest_of_the_zoo_too(case, tmp_path):
     _slims(_hold(_subject(case, tmp_path)))
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize("case", KERAS, ids=lambda c: "-".join(map(str, c)))
+def test_networks_of_keras_hold_too(case, keras_zoo, tmp_path):
+    _slims(_hold(_keras_subject(keras_zoo, case, tmp_path), DEEP))
+
+
+@pytest.mark.frameworks
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KERAS_REST)
+def test_the_rest_of_keras_too(name, keras_zoo, tmp_path):
+    _slims(_hold(_keras_subject(keras_zoo, (name, "by_adapter", 18), tmp_path), DEEP))
+
+
+def _keras_subject(zoo, case, folder):
+    name, exporter, opset = case
+    model = zoo.network(name)
+    subject = Subject(getattr(zoo, exporter)(model, opset), folder, nhwc=True, high=zoo.high_of(name))
+    pixels = subject.images.transpose(0, 2, 3, 1) * np.float32(zoo.high_of(name))
+    expected = np.asarray(model(pixels, training=False))
+    actual = subject.proxy.scores(torch.from_numpy(subject.images)).detach().numpy()
+    assert np.abs(actual - expected).max() <= DEEP * np.abs(expected).max()
+    return subject
 
 
 @pytest.mark.parametrize(
