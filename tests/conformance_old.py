@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,17 @@ OLD = {
         (1, 2, 4, 4),
     ),
     "top k by attribute": (7, ("TopK", {"k": 2, "axis": 1}), {}, (2, 5)),
+    "split in equal parts": (7, ("Split", {"axis": 1}), {}, (2, 4, 3)),
+    "split by attribute": (11, ("Split", {"axis": -1, "split": [1, 3]}), {}, (2, 4)),
+    "lower triangle": (14, ("Trilu", {"upper": 0}), {"a": np.array(-1, np.int64)}, (3, 4)),
+    "batch norm of version 7": (
+        7,
+        ("BatchNormalization", {}),
+        {"a": (3,), "b": (3,), "c": (3,), "d": np.array([0.5, 1, 2], np.float32)},
+        (2, 3, 2, 2),
+    ),
+    "cast to double": (9, ("Cast", {"to": TensorProto.DOUBLE}), {}, (2, 3)),
+    "cast like a double": (15, ("CastLike", {}), {"a": np.zeros(1)}, (2, 3)),
     "quantise per tensor": (
         13,
         ("QuantizeLinear", {}),
@@ -129,7 +141,17 @@ OLD = {
 for _op in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"):
     OLD[f"Reduce{_op} of version 1"] = (7, (f"Reduce{_op}", {"axes": [0, 2], "keepdims": 0}), {}, (2, 3, 4))
 
+_KINDS = {
+    "QuantizeLinear": [TensorProto.UINT8],
+    "Cast": [TensorProto.DOUBLE],
+    "CastLike": [TensorProto.DOUBLE],
+    "Split": [TensorProto.FLOAT, TensorProto.FLOAT],
+    "TopK": [TensorProto.FLOAT, TensorProto.INT64],
+}
+"""Types of the outputs, where it is not one float."""
 
+
+@cache
 def old_case(name: str) -> Case:
     """The case `name` of `OLD`: float data from a fixed seed (positive under a logarithm), constants as initializers.
 
@@ -140,8 +162,7 @@ def old_case(name: str) -> Case:
     arrays = {k: rng.normal(size=v).astype(np.float32) if isinstance(v, tuple) else v for k, v in constants.items()}
     data = rng.normal(size=shape).astype(np.float32)
     data = np.abs(data) + np.float32(0.1) if "Log" in op else data
-    kinds = [TensorProto.UINT8] if op == "QuantizeLinear" else [TensorProto.FLOAT]
-    kinds += [TensorProto.INT64] if op == "TopK" else []
+    kinds = _KINDS.get(op, [TensorProto.FLOAT])
     outputs = [f"y{i}" for i in range(len(kinds))]
     graph = helper.make_graph(
         [helper.make_node(op, ["x", *arrays], outputs, **attributes)],

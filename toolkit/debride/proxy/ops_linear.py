@@ -48,7 +48,8 @@ def _dft(x: Tensor, axis: int, length: Tensor | None, inverse: bool, onesided: b
     bounded([n for i, n in enumerate(x.shape) if i != axis] + [size])
     if inverse and onesided:
         half = torch.view_as_complex(x.contiguous())
-        return torch.fft.irfft(half, n=size if length is not None else None, dim=axis).unsqueeze(-1)
+        real: Tensor = torch.fft.irfft(half, n=size if length is not None else None, dim=axis)
+        return real.unsqueeze(-1)
     signal = torch.view_as_complex(x.contiguous()) if x.shape[-1] == 2 else x.squeeze(-1)
     y: Tensor = torch.view_as_real(torch.fft.ifft(signal, size, axis) if inverse else torch.fft.fft(signal, size, axis))
     return y.narrow(axis, 0, size // 2 + 1) if onesided else y

@@ -71,7 +71,8 @@ def InstanceNormalization(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: fl
 
 
 def _groups(x: Tensor, num_groups: int, epsilon: float, stash_type: int) -> Tensor:
-    grouped = x.to(dtype_of(stash_type)).reshape(x.shape[0], num_groups, -1)
+    wide = x if x.dtype == torch.float64 else x.to(dtype_of(stash_type))
+    grouped = wide.reshape(x.shape[0], num_groups, -1)
     return _normalised(grouped, (2,), epsilon).to(x.dtype)
 
 
