@@ -188,6 +188,24 @@ def test_a_bias_is_made_where_there_was_none_and_copied_where_others_read_it(tmp
     assert convs[1].input[2] != convs[2].input[2] == shared
 
 
+def test_a_bias_that_layers_share_is_cut_for_each_as_it_needs(tmp_path):
+    b = Builder()
+    shared = b.const(np.zeros(4, np.float32), "initializer")
+    x = b.op("Relu", b.conv("x", 3, 4, bias=shared))
+    x = b.op("Relu", b.conv(x, 4, 4, bias=shared))
+    x = b.op("Relu", b.conv(x, 4, 4, bias=shared))
+    model = zeroed(classifier(b, x, 4), tmp_path, {0: [1], 1: [1], 2: [0, 3]})
+    for node in model.proto.graph.node:  # as an exporter writes it that merges equal constants
+        if node.op_type == "Conv":
+            node.input[2] = shared
+    proto, facts = slimmed(model.proto, tmp_path, {})
+    assert weights(proto) == [(3, 3, 3, 3), (3, 3, 3, 3), (2, 3, 3, 3)]
+    biases = [node.input[2] for node in proto.graph.node if node.op_type == "Conv"]
+    assert biases[0] == biases[1] != biases[2]
+    assert facts.left == 4
+    assert shared not in {t.name for t in proto.graph.initializer}
+
+
 def test_a_gate_leaves_with_its_channels(tmp_path):
     b = Builder()
     x = b.op("Relu", b.conv("x", 3, 6))
@@ -399,6 +417,18 @@ def test_counts_of_channels_are_folded_before_channels_leave(tmp_path):
     assert facts.left == 2
 
 
+def test_groups_that_are_normalised_leave_whole(tmp_path):
+    b = Builder(13)
+    x = b.conv("x", 3, 8)
+    parts = b.op("Reshape", x, b.const(np.array([0, 4, -1], np.int64)))
+    ones, none = b.const(np.ones(4, np.float32)), b.const(np.zeros(4, np.float32))
+    y = b.op("Reshape", b.op("InstanceNormalization", parts, ones, none), b.op("Shape", x))
+    y = b.op("Relu", b.op("Add", b.op("Mul", y, b.weight(8, 1, 1)), b.weight(8, 1, 1)))
+    proto, facts = slimmed(classifier(b, b.op("Conv", y, b.weight(4, 8, 1, 1)), 4), tmp_path, {0: [2, 3, 4]})
+    assert weights(proto) == [(6, 3, 3, 3), (4, 6, 1, 1)]
+    assert (facts.dead, facts.left) == (3, 2)
+
+
 def test_an_open_image_size_needs_a_convention(tmp_path):
     b = Builder()
     x = b.op("Relu", b.conv("x", 3, 4))
@@ -439,8 +469,8 @@ def test_a_difference_leaves_the_model_as_it_was(tmp_path, monkeypatch):
     module = sys.modules[slim.__module__]
     right = module.edited
 
-    def wrong(proto, problem, names):
-        result = right(proto, problem, names)
+    def wrong(*arguments):
+        result = right(*arguments)
         bias = next(t for t in result.graph.initializer if len(t.dims) == 1)
         bias.raw_data = (numpy_helper.to_array(bias) + np.float32(0.01)).tobytes()
         return result

@@ -15,14 +15,15 @@ from debride.graph.ir import Node
 from debride.graph.parse import node_names
 from debride.slimming.absorb import carried, contributions
 from debride.slimming.groups import cut_groups
+from debride.slimming.prepare import Prepared
 from debride.slimming.problem import Problem
 from debride.slimming.rewrite import Change, rewritten
 
 Nodes = Mapping[str, onnx.NodeProto]
 
 
-def edited(proto: onnx.ModelProto, problem: Problem, names: Mapping[str, str]) -> onnx.ModelProto:
-    """A copy of `proto` without what leaves; `problem.graph` was parsed of it, with the numbers `names` folded.
+def edited(proto: onnx.ModelProto, problem: Problem, ready: Prepared) -> onnx.ModelProto:
+    """A copy of `proto` without what leaves; `problem` is that of its graph made `ready`.
 
     Constants are cut, parameters that name sizes or places are written anew, and constants that leave with their
     channels go into the next bias. Nodes and constants that nobody reads any more are dropped.
@@ -31,7 +32,7 @@ def edited(proto: onnx.ModelProto, problem: Problem, names: Mapping[str, str]) -
     result.CopyFrom(proto)
     nodes = dict(zip(node_names(result.graph.node), result.graph.node, strict=True))
     before = _reads(result)
-    _fold(result, nodes, problem, names)
+    _make_ready(result, nodes, problem, ready)
     changes = {node.name: rewritten(problem, node) for node in problem.graph.nodes}
     _cut_constants(result, problem)
     for name, listed in changes.items():
@@ -44,11 +45,21 @@ def edited(proto: onnx.ModelProto, problem: Problem, names: Mapping[str, str]) -
     return result
 
 
-def _fold(proto: onnx.ModelProto, nodes: Nodes, problem: Problem, names: Mapping[str, str]) -> None:
-    for name in names.values():
+def _make_ready(proto: onnx.ModelProto, nodes: Nodes, problem: Problem, ready: Prepared) -> None:
+    """Write the constants of `ready` into `proto`; a copy only where it loses other channels than its fellows."""
+    for name in ready.numbers:
         add_initializer(proto, name, problem.graph.constants[name])
+    names: dict[str, str] = {}
+    made: dict[tuple[str, bytes], str] = {}
+    for copy, original in ready.copies.items():
+        leaving = b"".join(problem.axes.leaves(copy, a).tobytes() for a in range(problem.axes.rank(copy)))
+        if not problem.axes.changes(copy):
+            names[copy] = original
+        elif (original, leaving) not in made:
+            made[original, leaving] = add_initializer(proto, copy, problem.graph.constants[copy])
+        names.setdefault(copy, made.get((original, leaving), original))
     for node in problem.graph.nodes:
-        nodes[node.name].input[:] = node.inputs
+        nodes[node.name].input[:] = [names.get(tensor, tensor) for tensor in node.inputs]
 
 
 def _cut_constants(proto: onnx.ModelProto, problem: Problem) -> None:
@@ -59,7 +70,8 @@ def _cut_constants(proto: onnx.ModelProto, problem: Problem) -> None:
     uneven = {n.inputs[1]: cut for n in problem.graph.nodes if (cut := _cut_groups(problem, n)) is not None}
     weights.update(uneven)
     for name, array in problem.graph.constants.items():
-        if not problem.axes.changes(name) and name not in uneven:
+        cut = problem.axes.changes(name) or name in uneven
+        if not cut or not (name in stored or name in makers):  # copies that are like others were written once
             continue
         array = weights.get(name, array)
         tensor = numpy_helper.from_array(np.ascontiguousarray(_cut(array, name, problem)))

@@ -145,8 +145,9 @@ def _instance_norm(node: Node, values: Values, shapes: Sequence[Shape]) -> Array
         return None
     place = (1, -1, *(1 for _ in shapes[0][2:]))
     flat = np.zeros(scale.shape, np.bool_)
-    if x is not None and all(s == 1 for s in x.shape[2:]) and x.shape[0] == 1:
-        flat = np.broadcast_to(~np.isnan(x.reshape(-1)), flat.shape)
+    if x is not None and x.shape[0] == 1:
+        entries = x.reshape(x.shape[1], -1)
+        flat = np.broadcast_to((entries == entries[:, :1]).all(axis=1), flat.shape)  # never so for NaN
     found: Array = np.where(flat | (scale == 0), shift, np.nan).reshape(place)
     return found
 

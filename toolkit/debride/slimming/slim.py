@@ -17,8 +17,8 @@ from debride.sessions import Runtime, Session
 from debride.slimming.compare import Feed, compared
 from debride.slimming.cost import latencies, macs, parameters
 from debride.slimming.edit import edited
-from debride.slimming.fold import folded
 from debride.slimming.observe import Observed, observe, random_feeds
+from debride.slimming.prepare import Prepared, prepared
 from debride.slimming.problem import Problem
 from debride.slimming.solve import solve
 from debride.types import ChannelGroup, Cost, FloatArray, InputSpec, Progress, Refused, Slice, Slimming, no_progress
@@ -62,33 +62,33 @@ def slim(
     graph = parse(proto)
     observed = observe(proto, graph, spec, runtime, name)
     progress("slimming", 1, _STEPS, "channels")
-    plain = folded(graph, observed)
-    problem = solve(plain.graph, plain.observed)
+    ready = prepared(graph, observed)
+    problem = solve(ready.graph, ready.observed)
     facts = _facts(problem, spec)
     if not any(problem.axes.changes(tensor) for tensor in observed.shapes):
         cost = _cost(proto, graph, observed.shapes, observed)
         return Slimmed(proto=proto, facts=replace(facts, before=cost, after=cost))
     progress("slimming", 2, _STEPS, "comparing")
-    result = _proved(proto, plain.names, problem, facts, Feed(spec=spec, images=images, seed=seed), runtime, name)
+    result = _proved(proto, ready, problem, facts, Feed(spec=spec, images=images, seed=seed), runtime, name)
     progress("slimming", _STEPS, _STEPS, f"{result.facts.channels} channels out")
     return result
 
 
 def _proved(
     proto: onnx.ModelProto,
-    names: Mapping[str, str],
+    ready: Prepared,
     problem: Problem,
     facts: Slimming,
     feed: Feed,
     runtime: Runtime,
     name: str,
 ) -> Slimmed:
-    """`proto` slimmed where that says the same, else as it is, with what both cost; `names` are of folded numbers."""
+    """`proto` slimmed where that says the same, else as it is, with what both cost; `ready` is its graph made so."""
     graph, observed = problem.graph, problem.observed
     before = _cost(proto, graph, observed.shapes, observed)
     delivered = Session(proto.SerializeToString(), runtime, name)
     try:
-        slimmed = edited(proto, problem, names)
+        slimmed = edited(proto, problem, ready)
         onnx.checker.check_model(slimmed)
         session = Session(slimmed.SerializeToString(), runtime, f"{name}, slimmed")
         found = compared(delivered, session, graph, feed)
