@@ -49,7 +49,7 @@ KERAS = [
     ("MobileNetV2", "by_adapter", 18),
     ("MobileNet", "by_tf2onnx", 13),
     ("small-resnext", "by_adapter", 18),
-    ("small-densenet", "by_tf2onnx", 15),
+    ("small-resnet", "by_tf2onnx", 15),
 ]
 KERAS_REST = ("MobileNetV3Small", "EfficientNetB0", "DenseNet121", "ResNet50V2", "InceptionV3", "Xception", "small-vit")
 
