@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from debride.graph.ir import Node
-from debride.graph.letters import einsum_of
+from debride.slimming.products import sum_of_products
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
@@ -22,17 +22,6 @@ def unpadded(node: Node) -> bool:
         "NOTSET",
         "VALID",
     )
-
-
-def product(spec: str, one: Array, other: Array) -> Array:
-    """Einstein's sum `spec` of two partly known arrays: NaN where an unknown number takes part with a weight."""
-    live = [np.asarray(x != 0) for x in (one, other)]  # NaN counts as live
-    sure = [np.asarray(live[k] & ~np.isnan(x)) for k, x in enumerate((one, other))]
-    total = np.einsum(spec, *(np.nan_to_num(x).astype(np.float64) for x in (one, other)))
-    open_ = np.einsum(spec, *(x.astype(np.float32) for x in live)) > np.einsum(
-        spec, *(x.astype(np.float32) for x in sure)
-    )
-    return np.where(open_, np.nan, total)
 
 
 def _bias(values: Values, position: int) -> Array | None:
@@ -83,41 +72,8 @@ def _conv_transpose(node: Node, values: Values, shapes: Sequence[Shape]) -> Arra
     return found.astype(weight.dtype).reshape(1, -1, *(1 for _ in spatial))
 
 
-def _sum_of_products(node: Node, values: Values, shapes: Sequence[Shape]) -> Array | None:
-    letters = einsum_of(node, shapes)
-    if letters is None or len(letters.terms) != 2:
-        return None
-    sizes = letters.sizes(shapes)
-    arrays = []
-    for position, term in letters.terms:
-        value = values[position]
-        value = np.full((1,) * len(term), np.nan) if value is None else value
-        # Along what is summed every index counts; elsewhere one entry stands for all.
-        wide = [sizes[c] if c not in letters.out and s == 1 else s for c, s in zip(term, value.shape, strict=True)]
-        arrays.append(np.broadcast_to(value, wide))
-    return _numpy_product(letters.terms, letters.out, arrays)
-
-
-def _numpy_product(terms: Sequence[tuple[int, str]], out: str, arrays: Sequence[Array]) -> Array | None:
-    """`product` where a letter may have one entry in one operand and many in the other, as broadcasting allows."""
-    sizes: dict[str, int] = {}
-    for (_, term), array in zip(terms, arrays, strict=True):
-        for letter, size in zip(term, array.shape, strict=True):
-            sizes[letter] = max(sizes.get(letter, 1), size)
-    squeezed, specs = [], []
-    for (_, term), array in zip(terms, arrays, strict=True):
-        wide = [k for k, letter in enumerate(term) if array.shape[k] == sizes[letter]]
-        squeezed.append(array.reshape([array.shape[k] for k in wide]))
-        specs.append("".join(term[k] for k in wide))
-    if sum(a.size for a in squeezed) > 2**28:
-        return None
-    present = "".join(letter for letter in out if any(letter in spec for spec in specs))
-    found = product(f"{specs[0]},{specs[1]}->{present}", *squeezed)
-    return found.reshape([sizes.get(letter, 1) for letter in out])
-
-
 def _gemm(node: Node, values: Values, shapes: Sequence[Shape]) -> Array | None:
-    found = _sum_of_products(node, values[:2], shapes[:2])
+    found = sum_of_products(node, values[:2], shapes[:2])
     if found is None:
         return None
     scaled: Array = found * float(node.attributes.get("alpha", 1.0))
@@ -155,8 +111,8 @@ def _instance_norm(node: Node, values: Values, shapes: Sequence[Shape]) -> Array
 RULES: dict[str, Callable[[Node, Values, Sequence[Shape]], Array | None]] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
-    "MatMul": _sum_of_products,
-    "Einsum": _sum_of_products,
+    "MatMul": sum_of_products,
+    "Einsum": sum_of_products,
     "Gemm": _gemm,
     "BatchNormalization": _batch_norm,
     "InstanceNormalization": _instance_norm,
