@@ -70,8 +70,8 @@ def _cut_constants(proto: onnx.ModelProto, problem: Problem) -> None:
     uneven = {n.inputs[1]: cut for n in problem.graph.nodes if (cut := _cut_groups(problem, n)) is not None}
     weights.update(uneven)
     for name, array in problem.graph.constants.items():
-        cut = problem.axes.changes(name) or name in uneven
-        if not cut or not (name in stored or name in makers):  # copies that are like others were written once
+        changes = problem.axes.changes(name) or name in uneven
+        if not changes or not (name in stored or name in makers):  # copies that are like others were written once
             continue
         array = weights.get(name, array)
         tensor = numpy_helper.from_array(np.ascontiguousarray(_cut(array, name, problem)))
