@@ -1,22 +1,23 @@
-"""The only file that knows the order of the stages: load, invert, detect, prune, verify, write."""
+"""The only file that knows the order of the stages: load, invert, detect, prune, slim, verify, write."""
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from debride import __version__
 from debride.conversion.request import Request
-from debride.conversion.source import Source, is_onnx, opened
+from debride.conversion.source import Source, facts_of, is_onnx, opened
 from debride.detect import detect, with_suspects
+from debride.errors import DebrideError
+from debride.graph.read import model_of
 from debride.graph.surgery import check_written, editable, write_model, zero
 from debride.graph.write import check_free, write_copy
 from debride.inversion.invert import invert
@@ -24,10 +25,22 @@ from debride.loading import Loaded, load
 from debride.proxy.backend import configure
 from debride.proxy.interpreter import Proxy
 from debride.rounds import SPENT, State, answers, clean_all
-from debride.sessions import environment
+from debride.sessions import Session, environment, predictor
 from debride.settings import Settings
+from debride.slimming import slim
 from debride.specfile import METADATA_KEY, to_json
-from debride.types import Detection, Evaluation, FileFacts, Progress, Report, Trigger, Verdict, no_progress
+from debride.types import (
+    Detection,
+    Evaluation,
+    FileFacts,
+    Predict,
+    Progress,
+    Report,
+    Slimming,
+    Trigger,
+    Verdict,
+    no_progress,
+)
 from debride.verdict import compare, judged, shortfalls
 
 _GOOD = "the trigger no longer works and no new one stands out"
@@ -47,6 +60,16 @@ class _Clock:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _End:
+    """The graph to write, what it says of images, and what slimming and its failure left to tell."""
+
+    proto: Any  # an onnx.ModelProto, a type that only graph and slimming may name
+    predict: Predict
+    slimming: Slimming | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def scan(model: Path, images: Path, *, settings: Settings, progress: Progress = no_progress) -> Report:
@@ -112,14 +135,15 @@ def _cleaned(
     state = State()
     with clock.stage("pruning"):
         checked = clean_all(loaded, settings, detection, found, state, deadline=deadline, progress=progress)
+    end = _ended(loaded, state, settings, clock, progress)
     with clock.stage("verification"):
         progress("verification", 0, 1)
         acquitted = {target: found[target] for target in found if target not in state.triggers}
-        before, after = compare(loaded, answers(loaded, state), state.triggers, acquitted)
+        before, after = compare(loaded, end.predict, state.triggers, acquitted)
         missed = shortfalls(settings, before, after, checked)
         progress("verification", 1, 1)
     with clock.stage("writing"):
-        facts = _write(loaded, state, output, force)
+        facts = _write(loaded, end.proto, output, force)
     return replace(
         _report(
             "sanitize",
@@ -130,9 +154,11 @@ def _cleaned(
             verdict="not sanitized" if missed else "sanitized",
             reason="; ".join([*missed, *_stops(state)]) if missed else _GOOD,
             before=before,
+            warnings=end.warnings,
         ),
         output=facts,
         after=after,
+        slimming=end.slimming,
         pruned=tuple(state.pruned),
         rounds=tuple(state.rounds),
         recheck=checked,
@@ -224,13 +250,45 @@ def _unchanged(
     return replace(report, output=facts, after=evaluation if facts else None)
 
 
-def _write(loaded: Loaded, state: State, output: Path, force: bool) -> FileFacts:
+def _ended(loaded: Loaded, state: State, settings: Settings, clock: _Clock, progress: Progress) -> _End:
+    """The delivered graph with what was cut zeroed and, with `slim`, taken out of it."""
     groups = [loaded.groups[i] for i in state.gone]
-    cut = zero(loaded.model, groups)
-    check_written(editable(loaded.model, groups), cut, groups)
-    write_model(cut, output, metadata={METADATA_KEY: to_json(loaded.spec)}, force=force)
-    data = output.read_bytes()
-    return FileFacts(name=output.name, sha256=sha256(data).hexdigest(), size=len(data))
+    with clock.stage("writing"):
+        cut = zero(loaded.model, groups)
+        check_written(editable(loaded.model, groups), cut, groups)
+    zeroed = _End(proto=cut, predict=answers(loaded, state))
+    if not settings.slim or not groups:
+        return zeroed
+    with clock.stage("slimming"):
+        try:
+            return _slimmed(loaded, zeroed, settings, progress)
+        except Exception as error:  # a model that is clean is not lost to what would only make it smaller
+            known = isinstance(error, DebrideError)
+            why = " ".join(f"{'' if known else type(error).__name__ + ': '}{error}".split())
+            return replace(zeroed, warnings=(f"the cut channels are zeroed, not taken out of the graph: {why}",))
+
+
+def _slimmed(loaded: Loaded, zeroed: _End, settings: Settings, progress: Progress) -> _End:
+    # By way of its bytes: what is slimmed is then what a reader of the file would get.
+    model = model_of(zeroed.proto.SerializeToString(), loaded.model.path, free=False)
+    found = slim(
+        model,
+        spec=loaded.spec,
+        images=loaded.held_out.images,
+        runtime=loaded.runtime,
+        seed=settings.seed,
+        progress=progress,
+    )
+    if found.facts.before == found.facts.after:
+        return replace(zeroed, slimming=found.facts)
+    # The rates in the report are then those of the graph that is written, not of the one that it equals.
+    session = Session(found.proto.SerializeToString(), loaded.runtime, "the slimmed model")
+    return _End(proto=found.proto, predict=predictor(session, loaded.spec), slimming=found.facts)
+
+
+def _write(loaded: Loaded, proto: Any, output: Path, force: bool) -> FileFacts:
+    write_model(proto, output, metadata={METADATA_KEY: to_json(loaded.spec)}, force=force)
+    return facts_of(output)
 
 
 def _report(
@@ -243,6 +301,7 @@ def _report(
     verdict: Verdict,
     reason: str,
     before: Evaluation,
+    warnings: Sequence[str] = (),
 ) -> Report:
     return Report(
         command=command,
@@ -266,7 +325,7 @@ def _report(
         seconds=clock.seconds,
         before=before,
         refused=loaded.refused,
-        warnings=loaded.warnings,
+        warnings=(*loaded.warnings, *warnings),
         conversion=loaded.conversion,
         examples=loaded.held_out.take(np.unique(np.linspace(0, len(loaded.held_out) - 1, _EXAMPLES).astype(np.int64))),
     )

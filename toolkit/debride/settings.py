@@ -17,8 +17,8 @@ class Settings:
 
     `utility_budget` is the largest loss of accuracy (or agreement) that pruning may cost, `group_budget` the largest
     share of all channel groups that may go, `target_asr` the success rate below which an attack counts as removed,
-    `time_budget` the seconds after which no new round begins (None: no limit). `source` helps to convert a model that
-    is no ONNX file.
+    `time_budget` the seconds after which no new round begins (None: no limit). `slim` takes the cut channels out of the
+    graph. `source` helps to convert a model that is no ONNX file.
     """
 
     flags: SpecFlags = field(default_factory=SpecFlags)
@@ -32,6 +32,7 @@ class Settings:
     group_budget: float = 0.05
     target_asr: float = 0.05
     time_budget: float | None = None
+    slim: bool = False
     inversion: InversionOptions = field(default_factory=InversionOptions)
 
     def __post_init__(self) -> None:
@@ -57,6 +58,7 @@ class Settings:
             "target_asr",
             "time_budget",
             "resize",
+            "slim",
         )
         chosen = {name: getattr(self, name) for name in names}
         return {**chosen, "providers": list(self.providers), "inversion": asdict(self.inversion)}

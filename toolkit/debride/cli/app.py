@@ -14,6 +14,7 @@ from debride.cli.evaluate import EVALUATE_EPILOG, evaluate
 from debride.cli.guard import guard
 from debride.cli.predict import PREDICT_EPILOG, predict
 from debride.cli.runs import SANITIZE_EPILOG, SCAN_EPILOG, sanitize, scan
+from debride.cli.slim import SLIM_EPILOG, slim
 
 app = typer.Typer(
     add_completion=False,
@@ -30,6 +31,7 @@ usage; 3 inconclusive, unsupported or failed; 130 interrupted.""",
 )
 app.command(epilog=SCAN_EPILOG)(scan)
 app.command(epilog=SANITIZE_EPILOG)(sanitize)
+app.command(epilog=SLIM_EPILOG)(slim)
 app.command(epilog=CONVERT_EPILOG)(convert)
 app.command(epilog=EVALUATE_EPILOG)(evaluate)
 app.command(epilog=PREDICT_EPILOG)(predict)

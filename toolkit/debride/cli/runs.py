@@ -34,6 +34,8 @@ SANITIZE_EPILOG = """[bold]Examples[/]
 
   debride sanitize vendor.onnx --images clean/ -o clean.onnx --report report
   debride sanitize vendor.onnx --images clean/ -o clean.onnx --report report \\
+      --slim
+  debride sanitize vendor.onnx --images clean/ -o clean.onnx --report report \\
       --per-class 10 --range 0,1 --mean 0.49,0.48,0.45 --std 0.25
 
 [bold]Exit codes[/]: 0 cleaned and verified, or clean (the output is then an
@@ -121,13 +123,16 @@ def sanitize(
     resources: Resources,
     output: Annotated[Path, _place("--output", "-o", metavar="CLEAN.onnx", text="The cleaned model goes here.")],
     report: Annotated[Path, _place("--report", metavar="DIR", text="Folder for report, pictures and triggers.")],
+    slim: Annotated[
+        bool, Option("--slim", help="Take what was cut out of the graph, not only zero it.", rich_help_panel=OUTPUT)
+    ] = False,
     telling: Telling,
 ) -> None:
     """Find the backdoor of a model, cut it out of the graph, and verify what is left."""
     with guard(telling.debug, _goals(output, report)):
         from debride.cli.progress import shown
 
-        settings = _settings(draws, convention, building, resources, budgets)
+        settings = _settings(draws, convention, building, resources, budgets, slim=slim)
         check_output(output, model, force=telling.force)
         _check_report(report, force=telling.force)
         _check_apart(output, report)
@@ -139,7 +144,13 @@ def sanitize(
 
 
 def _settings(
-    draws: Draws, convention: Convention, building: Building, resources: Resources, budgets: Budgets | None = None
+    draws: Draws,
+    convention: Convention,
+    building: Building,
+    resources: Resources,
+    budgets: Budgets | None = None,
+    *,
+    slim: bool = False,
 ) -> Settings:
     from debride.settings import Settings
 
@@ -156,6 +167,7 @@ def _settings(
         group_budget=limits.group_budget,
         target_asr=limits.target_asr,
         time_budget=limits.time_budget,
+        slim=slim,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from math import isfinite
 from pathlib import Path
@@ -13,8 +13,10 @@ from typing import Any, get_args
 import numpy as np
 
 from debride.errors import ReportError
+from debride.report.channels import refused_fields
 from debride.report.conversion import conversion_fields
-from debride.types import Detection, Evaluation, FileFacts, Finding, Refused, Report, Verdict
+from debride.report.slimming import slimming_fields
+from debride.types import Detection, Evaluation, FileFacts, Finding, Report, Verdict
 
 SCHEMA = "debride.report/1"
 MAX_CHARACTERS = 64 * 1024 * 1024
@@ -44,13 +46,14 @@ def to_json(report: Report, *, files: Sequence[str] = ()) -> str:
             {"layer": p.group.layer, "channel": p.group.channel, "attack": p.attack, "utility": p.utility}
             for p in report.pruned
         ],
-        "refused": _refused(report.refused),
+        "refused": refused_fields(report.refused),
         "players": report.players,
         "before": _evaluation(report.before) if report.before else None,
         "after": _evaluation(report.after) if report.after else None,
         "rounds": [_record(r) for r in report.rounds],
         "returned": report.returned,
         "recheck": _recheck(report.recheck) if report.recheck else None,
+        "slimming": slimming_fields(report.slimming) if report.slimming else None,
         "seconds": _seconds(report.seconds),
         "seed": report.seed,
         "options": report.options,
@@ -99,32 +102,6 @@ def _recheck(detection: Detection) -> dict[str, Any]:
         "inconclusive": detection.inconclusive or None,
         "triggers": [_finding(f) for f in detection.findings],
     }
-
-
-def _refused(refused: Iterable[Refused]) -> list[dict[str, Any]]:
-    """One entry per layer and reason; `channels` are [first, last] runs, null where the whole layer is meant."""
-    groups: dict[tuple[str, str], list[int | None]] = {}
-    for item in refused:
-        groups.setdefault((item.layer, item.reason), []).append(item.channel)
-    return [
-        {
-            "layer": layer,
-            "reason": reason,
-            "channels": None if None in channels else runs(c for c in channels if c is not None),
-        }
-        for (layer, reason), channels in groups.items()
-    ]
-
-
-def runs(numbers: Iterable[int]) -> list[list[int]]:
-    """Whole numbers as sorted [first, last] runs: 1 2 3 7 -> [[1, 3], [7, 7]]."""
-    found: list[list[int]] = []
-    for n in sorted(set(numbers)):
-        if found and found[-1][1] == n - 1:
-            found[-1][1] = n
-        else:
-            found.append([n, n])
-    return found
 
 
 def _evaluation(evaluation: Evaluation) -> dict[str, Any]:

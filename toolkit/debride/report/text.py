@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from os import PathLike, fspath
 from textwrap import wrap
 
+from debride.report.channels import spans
 from debride.report.conversion import conversion_facts
-from debride.report.json import runs
+from debride.report.slimming import slimming_section
 from debride.report.words import class_label, number, percent, plain, plural, rate, shorten, size
 from debride.types import Detection, Evaluation, Finding, InputSpec, Report, TriggerEvaluation
 
@@ -28,6 +29,7 @@ def to_text(report: Report, *, files: Sequence[str | PathLike[str]] = ()) -> str
         _rounds(report),
         _rates(report),
         _cut(report),
+        slimming_section(report.slimming) if report.slimming else [],
         _triggers("Checked again after the cut", report.recheck, report.spec.class_names) if report.recheck else [],
         _notes("Warnings", report.warnings),
         _times(report),
@@ -201,8 +203,7 @@ def _cut(report: Report) -> list[str]:
         layers.setdefault(p.group.layer, []).append(p.group.channel)
     lines = [f"Cut: {plural(len(report.pruned), 'channel group')} of {report.players} (layer: channels)"]
     for layer, channels in layers.items():
-        spans = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs(channels))
-        lines += _fill(f"{layer}: {spans}", "  ")
+        lines += _fill(f"{layer}: {spans(channels)}", "  ")
     if report.returned:
         lines.append(f"  {plural(report.returned, 'channel group')} more were cut and put back: they did nothing")
     refused = {r.reason: 0 for r in report.refused}

@@ -51,7 +51,17 @@ def plural(count: int, noun: str) -> str:
 
 def size(count: int) -> str:
     """A file size in decimal units."""
-    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= limit:
+    return _scaled(count, (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))) or f"{count} bytes"
+
+
+def amount(count: float) -> str:
+    """How many, to three digits: `21.8 k`, `1.23 M`."""
+    return _scaled(count, (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))) or f"{count:g}"
+
+
+def _scaled(count: float, units: Sequence[tuple[str, float]]) -> str:
+    """`count` in the largest unit of which there is one once rounded; "" where it is less than the smallest."""
+    for unit, limit in units:
+        if count >= 0.9995 * limit:
             return f"{count / limit:.3g} {unit}"
-    return f"{count} bytes"
+    return ""
