@@ -220,7 +220,7 @@ def _absorb_constant(layer: Layer, index: Index, node: Node, other: int) -> Laye
         usable = bool(np.isfinite(constant.array).all()) and (node.op == "Mul" or bool(constant.array.all()))
         wide = _size_at(constant.array, from_end) in (1, layer.size)
         return replace(layer, edge=node.outputs[0]) if usable and wide else None
-    if _size_at(constant.array, from_end) != layer.size:
+    if constant.array.ndim < from_end or constant.array.shape[-from_end] != layer.size:
         return None
     part = _part(constant, constant.array.ndim - from_end, _single(layer.size))
     return replace(layer, parts=(*layer.parts, part), edge=node.outputs[0])
