@@ -183,7 +183,7 @@ def test_start_leaves_out_everything_before_it():
 
 def test_intermediate_tensors_are_freed_after_their_last_use():
     proxy = Proxy(parse(_model(_body(), WEIGHTS, 13)), SPEC)
-    freed = [name for step in proxy._plan({"x"}, ("z",)) for name in step.frees]
+    freed = [name for step in proxy._plan({"x"}, ("z",)).steps for name in step.frees]
     assert freed == ["x", "c", "n", "r", "p", "f"]
 
 
@@ -203,7 +203,7 @@ def test_integer_arithmetic_on_shapes_is_folded_and_exact():
     )
     runner = GraphRunner(parse(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])))
     assert runner.run({}, ["total"])["total"].item() == 2**53 + 1
-    assert runner._plan((), ("y",)) == ()
+    assert runner._plan((), ("y",)).steps == ()
 
 
 def test_quantised_weights_and_activations_let_the_gradient_straight_through():
@@ -298,22 +298,6 @@ def test_parity_returns_the_difference_that_there_is():
     predict = _predict(model)
     found = check_parity(Proxy(parse(model), SPEC), lambda images: predict(images) * np.float32(1.0005), IMAGES)
     assert found == pytest.approx(0.0005 / 1.0005, rel=0.02)
-
-
-LIGHT = sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / "light").glob("*.onnx"))
-
-
-@pytest.mark.parametrize("path", LIGHT, ids=lambda path: path.stem)
-def test_well_known_architecture_agrees_with_onnxruntime(path):
-    session = Session(path, Runtime(threads=1))
-    images = np.random.default_rng(2).random([n or 1 for n in session.inputs[0].shape], np.float32)
-    feed = session.inputs[0].name
-    expected = session.run({feed: images})[0]
-    graph = parse(onnx.load(path))
-    with torch.no_grad():
-        actual = GraphRunner(graph).run({feed: torch.from_numpy(images)}, [graph.outputs[0].name])
-    largest = np.abs(expected).max() + 1e-6
-    assert np.abs(actual[graph.outputs[0].name].numpy() - expected).max() < 1e-4 * largest
 
 
 def _vendor():

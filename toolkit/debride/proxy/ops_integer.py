@@ -17,9 +17,26 @@ from debride.proxy.op import op
 from debride.proxy.ops_activation import LeakyRelu, Sigmoid
 from debride.proxy.ops_conv import Conv
 from debride.proxy.ops_pool import AveragePool
-from debride.proxy.ops_quant import dequantized, quantized, straight_through
+from debride.proxy.ops_quant import dequantized, quantized
 
 _VENDOR = "com.microsoft"
+
+ROUNDING = frozenset(
+    (
+        *(
+            "QuantizeLinear",
+            "DynamicQuantizeLinear",
+            "QLinearConv",
+            "QLinearMatMul",
+            "QLinearAdd",
+            "QLinearMul",
+            "QGemm",
+        ),
+        *("QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "QLinearConcat"),
+        *("QLinearGlobalAveragePool", "QLinearAveragePool"),
+    )
+)
+"""The operators that round to integers."""
 
 
 def _whole(x: Tensor, zero_point: Tensor | None, axis: int) -> Tensor:
@@ -99,7 +116,10 @@ def DynamicQuantizeLinear(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scale = (most - least) / 255
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     zero_point = torch.round(torch.clamp(-least / scale, 0, 255))
-    return straight_through(x / scale, zero_point, 0, 255), scale, zero_point
+    shifted = x / scale + zero_point
+    whole = torch.clamp(torch.round(x / scale) + zero_point, 0, 255)
+    # Nothing lies beyond the range, so what the rounded zero point clips keeps its gradient too.
+    return shifted + (whole - shifted).detach(), scale, zero_point
 
 
 @op(since=(1,), domain=_VENDOR)

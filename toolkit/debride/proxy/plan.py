@@ -20,8 +20,22 @@ class Step:
     frees: tuple[str, ...]
 
 
-def make_plan(graph: Graph, known: Collection[str], feeds: Collection[str], outputs: Sequence[str]) -> tuple[Step, ...]:
-    """The steps that make `outputs` from `feeds` and the tensors `known` beforehand (constants).
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Plan:
+    """The steps to some outputs, in order. `still` are those that constants alone decide, `moving` the others.
+
+    `roots` are the constants that the still steps read, `kept` what the moving steps and the outputs take of them.
+    """
+
+    steps: tuple[Step, ...]
+    still: tuple[Step, ...]
+    moving: tuple[Step, ...]
+    roots: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
+def make_plan(graph: Graph, known: Collection[str], feeds: Collection[str], outputs: Sequence[str]) -> Plan:
+    """The plan that makes `outputs` from `feeds` and the tensors `known` beforehand (constants).
 
     A fed tensor is never computed, nor is anything that only it needs.
 
@@ -46,7 +60,28 @@ def make_plan(graph: Graph, known: Collection[str], feeds: Collection[str], outp
         names = {*node.inputs, *node.outputs} - seen - kept
         seen |= names
         steps.append(Step(node=node, operator=lookup(node, graph.opset), frees=tuple(sorted(names))))
-    return tuple(reversed(steps))
+    return _divided(steps[::-1], set(known) - set(feeds), feeds, outputs)
+
+
+def _divided(steps: Sequence[Step], constants: Collection[str], feeds: Collection[str], outputs: Sequence[str]) -> Plan:
+    settled = {*constants, ""}
+    still: list[Step] = []
+    for step in steps:
+        if settled.issuperset(step.node.inputs) and not set(feeds).intersection(step.node.outputs):
+            still.append(step)
+            settled.update(step.node.outputs)
+    alone = set(map(id, still))
+    moving = [step for step in steps if id(step) not in alone]
+    made = {name for step in still for name in step.node.outputs if name}
+    read = {*outputs, *(name for step in moving for name in step.node.inputs)}
+    roots = {name for step in still for name in step.node.inputs if name} - made
+    return Plan(
+        steps=tuple(steps),
+        still=tuple(still),
+        moving=tuple(moving),
+        roots=tuple(sorted(roots)),
+        kept=tuple(sorted(made & read)),
+    )
 
 
 _PASSING = {"Identity", "Cast", "Dropout", "Reshape", "Flatten", "Squeeze"}

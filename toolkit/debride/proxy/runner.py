@@ -13,7 +13,8 @@ from debride.errors import DebrideError, ModelError, UnsupportedOpError
 from debride.graph.ir import Graph, Node
 from debride.proxy.convert import to_tensor
 from debride.proxy.op import Operator
-from debride.proxy.plan import Step, make_plan
+from debride.proxy.ops_integer import ROUNDING
+from debride.proxy.plan import Plan, Step, make_plan
 from debride.proxy.table import lookup
 
 Precision = Literal["float32", "bfloat16"]
@@ -23,7 +24,9 @@ class GraphRunner(nn.Module):
     """A graph as a torch module that computes any of its tensors from any others.
 
     Float constants are buffers (no gradient unless asked for by `requires_grad_`), by name in `tensors`; integer
-    constants, and what only they decide, are computed once here. With `precision="bfloat16"` convolutions and matrix
+    constants, and what only they decide, are computed once here. What float constants alone decide (a quantised
+    weight's floats, a transposed kernel) is computed on the first run and kept while the constants stay the same;
+    write into a constant in place, not through its `.data`. With `precision="bfloat16"` convolutions and matrix
     products run in bfloat16 under autocast, for speed.
 
     Raises:
@@ -37,7 +40,9 @@ class GraphRunner(nn.Module):
         self._names: dict[str, str] = {}
         self._exact: dict[str, Tensor] = {}
         self._edges = {*(v.name for v in graph.inputs), *(name for n in graph.nodes for name in n.outputs)}
-        self._plans: dict[tuple[frozenset[str], tuple[str, ...]], tuple[Step, ...]] = {}
+        self._plans: dict[tuple[frozenset[str], tuple[str, ...]], Plan] = {}
+        self._kept: dict[str, Tensor] = {}
+        self._seen: dict[str, tuple[Tensor, int]] = {}
         for name, tensor in _constants(graph):
             if tensor.dtype.is_floating_point:
                 self._names[name] = f"constant{len(self._names)}"  # torch allows no dots in a buffer's name
@@ -45,6 +50,11 @@ class GraphRunner(nn.Module):
             else:
                 self._exact[name] = tensor
         self._exact.update(_folded(graph, self._exact))
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the graph rounds its tensors to integers on the way, as quantised models do."""
+        return any(node.op in ROUNDING for node in self.graph.nodes)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -66,27 +76,63 @@ class GraphRunner(nn.Module):
         values = {**self._exact, **self.tensors, **feeds}
         for name in set(feeds).intersection(masks):
             values[name] = values[name] * masks[name]
+        plan = self._plan(feeds.keys(), tuple(outputs))
         with self._autocast():
-            for step in self._plan(feeds.keys(), tuple(outputs)):
-                made = _compute(step.operator, step.node, [values[n] if n else None for n in step.node.inputs])
-                for name, value in zip(step.node.outputs, made, strict=False):
-                    if name and name not in feeds:
-                        values[name] = value * masks[name] if name in masks else value
-                for name in step.frees:
-                    values.pop(name, None)
+            steps = plan.moving if self._settle(plan, values, masks) else plan.steps
+            _advance(steps, values, feeds, masks)
         return {name: values[name] for name in outputs}
 
-    def _plan(self, feeds: Collection[str], outputs: tuple[str, ...]) -> tuple[Step, ...]:
+    def _plan(self, feeds: Collection[str], outputs: tuple[str, ...]) -> Plan:
         key = (frozenset(feeds), outputs)
         if key not in self._plans:
             self._plans[key] = make_plan(self.graph, {*self._exact, *self._names}, feeds, outputs)
         return self._plans[key]
+
+    def _settle(self, plan: Plan, values: dict[str, Tensor], masks: Mapping[str, Tensor]) -> bool:
+        """Put what constants alone decide into `values`; False where a gradient or a mask has business there.
+
+        Folded for good, a parameter could neither be trained nor written back; computed every time, the weights of
+        a quantised network cost as much as its small layers. So the results are kept for as long as the constants
+        are the same tensors with nothing written into them.
+        """
+        if any(values[name].requires_grad for name in plan.roots):
+            return False
+        if masks and any(name in masks for step in plan.still for name in step.node.outputs):
+            return False
+        roots = {name: (values[name], values[name]._version) for name in plan.roots}
+        if any(name in self._seen and not _same(self._seen[name], root) for name, root in roots.items()):
+            self._kept, self._seen = {}, {}
+        if any(name not in self._kept for name in plan.kept):
+            made = dict(values)
+            with torch.inference_mode(False), torch.no_grad():
+                _advance(plan.still, made, {}, {})
+            self._kept.update((name, made[name]) for name in plan.kept)
+        self._seen.update(roots)
+        values.update((name, self._kept[name]) for name in plan.kept)
+        return True
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.precision == "float32":
             return nullcontext()
         device = next((b.device.type for b in self.buffers()), "cpu")
         return torch.autocast(device, torch.bfloat16)
+
+
+def _same(one: tuple[Tensor, int], other: tuple[Tensor, int]) -> bool:
+    return one[0] is other[0] and one[1] == other[1]
+
+
+def _advance(
+    steps: Iterable[Step], values: dict[str, Tensor], feeds: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+) -> None:
+    """Compute `steps` in place: masks act as a tensor is made, tensors go after their last use."""
+    for step in steps:
+        made = _compute(step.operator, step.node, [values[n] if n else None for n in step.node.inputs])
+        for name, value in zip(step.node.outputs, made, strict=False):
+            if name and name not in feeds:
+                values[name] = value * masks[name] if name in masks else value
+        for name in step.frees:
+            values.pop(name, None)
 
 
 def _constants(graph: Graph) -> Iterable[tuple[str, Tensor]]:
