@@ -6,6 +6,7 @@
 #   make lint        ruff, mypy, import contracts       make bench       measure against the vendor models
 #   make bench-adapters     which models of which framework become ONNX, and how equal
 #   make bench-graphs       every architecture's graph: loads, matches, zeroes, slims; a quarter of an hour
+#   make bench-memory       how much memory large models take
 #
 #   EXTRA=gpu        onnxruntime for CUDA instead of the CPU's
 #   CONSTRAINTS=     newest versions instead of the tested ones
@@ -35,7 +36,7 @@ DEMO_OUT := demo-out
 DEMO_EVALUATE = --images $(DEMO_IMAGES) --trigger samples/true-trigger.npz
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-frameworks lint bench bench-adapters bench-graphs clean
+.PHONY: help demo test test-slow test-frameworks lint bench bench-adapters bench-graphs bench-memory clean
 
 help:
 	@sed -n '/^#   /s/^#   //p' Makefile
@@ -94,6 +95,9 @@ bench-adapters: $(FRAMEWORKS_STAMP)
 
 bench-graphs: $(FRAMEWORKS_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_graphs.py
+
+bench-memory: $(TEST_STAMP)
+	$(BIN)/python benchmarks/bench_memory.py --large
 
 clean:
 	rm -rf $(VENV) $(DEMO_OUT) build dist

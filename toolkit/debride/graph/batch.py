@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from debride.graph.hollow import constant_tensor, is_large
 from debride.graph.infer import shape_of, value_infos
 
 BATCH = "batch"
@@ -100,13 +101,17 @@ def _reshape_targets(proto: onnx.ModelProto, images: set[str]) -> dict[int, list
 
 
 def _constants(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
-    found = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer if t.data_type == onnx.TensorProto.INT64}
+    found = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer if _is_shape(t)}
     for node in proto.graph.node:
+        value = constant_tensor(node)
         if node.op_type == "Identity" and node.input[0] in found:
             found[node.output[0]] = found[node.input[0]]
-        elif node.op_type == "Constant" and node.attribute and node.attribute[0].name in ("value", "value_ints"):
-            attribute = node.attribute[0]
-            found[node.output[0]] = (
-                numpy_helper.to_array(attribute.t) if attribute.name == "value" else np.asarray(attribute.ints)
-            )
+        elif value is not None and _is_shape(value):
+            found[node.output[0]] = numpy_helper.to_array(value)
+        elif node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value_ints":
+            found[node.output[0]] = np.asarray(node.attribute[0].ints)
     return found
+
+
+def _is_shape(tensor: onnx.TensorProto) -> bool:
+    return bool(tensor.data_type == onnx.TensorProto.INT64 and not is_large(tensor))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from debride.types import ChannelGroup
 
 Place = tuple[int, int]
 """(index of a node in the main graph, position of its input)."""
+_BLOCK = 1 << 22
 
 
 class Constants:
@@ -70,6 +71,19 @@ def zeroed(array: npt.NDArray[Any], cuts: Iterable[tuple[int, Sequence[int]]]) -
     for axis, indices in cuts:
         result[(slice(None),) * axis + (np.asarray(indices, np.intp),)] = 0
     return result
+
+
+def zeroed_blocks(array: npt.NDArray[Any], cuts: Sequence[tuple[int, Sequence[int]]]) -> Iterator[npt.NDArray[Any]]:
+    """The same, a few rows at a time: what is made is never held whole."""
+    array = np.atleast_1d(array)
+    rows = max(1, _BLOCK * len(array) // max(1, array.nbytes))
+    for start in range(0, len(array), rows):
+        block = array[start : start + rows]
+        yield zeroed(block, [(axis, found if axis else _within(found, start, len(block))) for axis, found in cuts])
+
+
+def _within(indices: Sequence[int], start: int, length: int) -> list[int]:
+    return [i - start for i in indices if 0 <= i - start < length]
 
 
 def array_of(tensor: onnx.TensorProto) -> npt.NDArray[Any]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import onnx
 import onnx.shape_inference
 
+from debride.graph.hollow import hollow
+
 
 def value_infos(proto: onnx.ModelProto) -> Mapping[str, onnx.ValueInfoProto]:
     """Type and shape by tensor name: inputs, outputs, initializers and whatever inference adds.
@@ -26,12 +28,11 @@ def value_infos(proto: onnx.ModelProto) -> Mapping[str, onnx.ValueInfoProto]:
 
 
 def _plain_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of `proto` with Constant nodes, and shapes that pass an Identity, as initializers.
+    """A hollow copy of `proto` with Constant nodes, and shapes that pass an Identity, as initializers.
 
     Before opset 9 inference refuses a Constant of integers, and it does not follow a Reshape's target through Identity.
     """
-    plain = onnx.ModelProto()
-    plain.CopyFrom(proto)
+    plain = hollow(proto).proto
     plain.ir_version = max(proto.ir_version, 4)  # until then an initializer had to be an input too
     shapes = {t.name: t for t in plain.graph.initializer if t.data_type == onnx.TensorProto.INT64}
     for node in list(plain.graph.node):

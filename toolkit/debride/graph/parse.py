@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ import onnx.defs
 from onnx import helper, numpy_helper
 
 from debride.errors import ModelError
+from debride.graph.arrays import Arrays
+from debride.graph.hollow import constant_tensor
 from debride.graph.ir import Graph, Node, Value
 from debride.types import frozen_array
 
@@ -44,8 +46,10 @@ def node_names(nodes: Iterable[onnx.NodeProto]) -> list[str]:
     return names
 
 
-def parse(proto: onnx.ModelProto) -> Graph:
+def parse(proto: onnx.ModelProto, data: Mapping[str, onnx.TensorProto] | None = None) -> Graph:
     """The main graph of `proto`; Constant nodes become constants, a subgraph stays an opaque attribute value.
+
+    Constants named in `data` are read from there: `proto` may be hollow.
 
     `since_version` of an operator that onnx does not know is the version of its imported operator set.
 
@@ -57,7 +61,10 @@ def parse(proto: onnx.ModelProto) -> Graph:
     if graph.sparse_initializer:
         name = graph.sparse_initializer[0].values.name
         raise ModelError(f"initializer '{name}' is sparse; export the model with dense weights")
-    constants: dict[str, npt.NDArray[Any]] = {t.name: frozen_array(numpy_helper.to_array(t)) for t in graph.initializer}
+    data = data or {}
+    constants = Arrays()
+    for tensor in graph.initializer:
+        constants.put(tensor.name, data.get(tensor.name, tensor))
     inputs = tuple(_value(v) for v in graph.input if v.name not in constants)
     known = {"", *constants, *(v.name for v in inputs)}
     opsets = {_plain(o.domain): o.version for o in proto.opset_import}
@@ -67,7 +74,7 @@ def parse(proto: onnx.ModelProto) -> Graph:
         known.update(raw.output)
         constant = _constant(raw)
         if constant is not None:
-            constants[raw.output[0]] = frozen_array(constant)
+            constants.put(raw.output[0], data.get(raw.output[0], constant))
         else:
             nodes.append(_node(raw, name, opsets.get(_plain(raw.domain), 0)))
     outputs = tuple(_value(v) for v in graph.output)
@@ -122,13 +129,13 @@ def _attribute(attribute: onnx.AttributeProto) -> Any:
     return [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in value]
 
 
-def _constant(raw: onnx.NodeProto) -> npt.NDArray[Any] | None:
+def _constant(raw: onnx.NodeProto) -> onnx.TensorProto | npt.NDArray[Any] | None:
     """The value of a Constant node; None for other nodes and for strings and sparse values."""
     if raw.op_type != "Constant" or _plain(raw.domain) or len(raw.attribute) != 1:
         return None
     attribute = raw.attribute[0]
     if attribute.name == "value":
-        return numpy_helper.to_array(attribute.t)
+        return constant_tensor(raw)
     if attribute.name in _CONSTANT_VALUES:
         return np.asarray(helper.get_attribute_value(attribute), _CONSTANT_VALUES[attribute.name])
     return None

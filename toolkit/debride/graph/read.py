@@ -1,7 +1,8 @@
 """A model file -> `Model`: limits, confinement, the ONNX checker, then a working copy and its parsed graph.
 
 The delivered protobuf is kept as it is, for surgery. The working copy has local functions inlined, the batch
-dimension freed and every node named, and is what sessions, the proxy and the analyses run on.
+dimension freed and every node named, and is what sessions, the proxy and the analyses run on. Where it differs from
+the delivered one it is kept without the data of its large tensors, and filled when somebody asks for it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from math import inf
 from pathlib import Path
 
@@ -20,29 +22,33 @@ from google.protobuf.message import DecodeError
 
 from debride.errors import DebrideError, ModelError, UnsupportedOpError
 from debride.graph.batch import free_batch
+from debride.graph.hollow import check_model, filled, hollow, payloads
 from debride.graph.ir import Graph
 from debride.graph.parse import node_names, opset_of, parse
 from debride.graph.tensors import check_tensors, load_external
 
 __all__ = ["MAX_BYTES", "Model", "inlined", "model_of", "parse", "read_model"]
 
-MAX_BYTES = 2**31 - 1
-"""The most that one protobuf message can hold, and the default limit for a model with its external data."""
+MAX_BYTES = 2**33
+"""The default limit for a model with its external data."""
+_MESSAGE = 2**31 - 1
+"""The most that one protobuf message can hold."""
 OPSETS = range(7, 24)
 _OLDEST_IR = 3
 _MAX_NODES = 1_000_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
     """A model file read: `proto` as delivered (external data loaded), `working` inlined, freed and named.
 
-    `graph` is `working` parsed. `data` are the file's own bytes, `sha256` (hex) and `size` theirs; `external` are the
-    files of external data that belong to it.
+    `rewritten` is `working` without the data of large tensors, or None where nothing had to be rewritten. `graph` is
+    `working` parsed. `data` are the file's own bytes, `sha256` (hex) and `size` theirs; `external` are the files of
+    external data that belong to it.
     """
 
     proto: onnx.ModelProto
-    working: onnx.ModelProto
+    rewritten: onnx.ModelProto | None
     graph: Graph
     path: Path
     sha256: str
@@ -50,10 +56,16 @@ class Model:
     data: bytes
     external: tuple[Path, ...] = ()
 
+    @cached_property
+    def working(self) -> onnx.ModelProto:
+        """The model with functions inlined, the batch freed and every node named; not to be changed."""
+        return self.proto if self.rewritten is None else filled(self.rewritten, payloads(self.proto))
+
 
 def read_model(path: str | Path, *, max_bytes: int = MAX_BYTES, free: bool = True) -> Model:
-    """Read the ONNX file `path`, at most `max_bytes` with its external data; opsets 7 to 23, IR version 3 and later.
+    """Read the ONNX file `path`, at most `max_bytes` with its external data and 2 GiB without.
 
+    Opsets 7 to 23, IR version 3 and later.
     `free=False` leaves a fixed batch dimension as it is (for a model that only works one by one).
 
     Raises:
@@ -61,7 +73,7 @@ def read_model(path: str | Path, *, max_bytes: int = MAX_BYTES, free: bool = Tru
         ModelError: everything else that is wrong with the file; the message names it and the mend.
     """
     path = Path(path)
-    return model_of(_read_bytes(path, max_bytes), path, max_bytes=max_bytes, free=free)
+    return model_of(_read_bytes(path, min(max_bytes, _MESSAGE)), path, max_bytes=max_bytes, free=free)
 
 
 def model_of(data: bytes, path: Path, *, max_bytes: int = MAX_BYTES, free: bool = True) -> Model:
@@ -76,14 +88,14 @@ def model_of(data: bytes, path: Path, *, max_bytes: int = MAX_BYTES, free: bool 
     try:
         external = load_external(proto, path, max_bytes - len(data))
         _check(proto, path)
-        working, graph = _parsed(proto, path, free)
+        rewritten, graph = _parsed(proto, path, free)
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, RuntimeError) as error:
         # Bytes damaged in ways that the checker does not look at, such as names that are no UTF-8.
         raise ModelError(f"{path}: damaged ({error}); copy or export the file again") from error
     digest = hashlib.sha256(data).hexdigest()
     return Model(
         proto=proto,
-        working=working,
+        rewritten=rewritten,
         graph=graph,
         path=path,
         sha256=digest,
@@ -115,7 +127,7 @@ def _check(proto: onnx.ModelProto, path: Path) -> None:
     check_tensors(proto, path)
     _check_ops(proto, path, opset)
     try:
-        onnx.checker.check_model(proto)
+        check_model(proto)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         message = " ".join(str(error).split())
         raise ModelError(f"{path}: fails the ONNX checker: {message}; export the model again") from error
@@ -151,7 +163,8 @@ def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     _check_expansion(proto)
     try:
         # A function may import another opset than the model; then its body has to be converted.
-        return onnx.inliner.inline_local_functions(proto, convert_version=True)
+        flat = onnx.inliner.inline_local_functions(hollow(proto).proto, convert_version=True)
+        return filled(flat, payloads(proto))
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
         raise ModelError(f"its functions cannot be inlined ({error}); export without functions") from error
 
@@ -182,15 +195,16 @@ def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
                 yield from _all_nodes(graph.node)
 
 
-def _parsed(proto: onnx.ModelProto, path: Path, free: bool) -> tuple[onnx.ModelProto, Graph]:
+def _parsed(proto: onnx.ModelProto, path: Path, free: bool) -> tuple[onnx.ModelProto | None, Graph]:
     try:
-        working = inlined(proto)
+        delivered = hollow(proto).proto
+        working = inlined(delivered)
         for node, name in zip(working.graph.node, node_names(working.graph.node), strict=True):
             node.name = name
         working = free_batch(working) if free else working
-        graph = parse(working)
+        graph = parse(working, payloads(proto))
         if not graph.inputs or not graph.outputs:
             raise ModelError("has no input or no output; export a classifier of images")
-        return working, graph
+        return None if working == delivered else working, graph
     except DebrideError as error:
         raise type(error)(f"{path}: {error}") from error

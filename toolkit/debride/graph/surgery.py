@@ -1,18 +1,25 @@
 """Zeroing channel groups in the delivered protobuf; every other byte of it is carried over.
 
-graphsurgeon edits the constants. It sees only the nodes that are touched, since its round trip drops metadata, doc
-strings, unused initializers and types that numpy lacks; the edited constants then go into a copy of the whole.
+graphsurgeon edits the constants. It sees only those, since its round trip drops metadata, doc strings, unused
+initializers and types that numpy lacks; their new data then go into a copy of the whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from math import prod
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
+from onnx.helper import tensor_dtype_to_np_dtype
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from debride.graph.batch import add_initializer
-from debride.graph.constants import Constants, Place, array_of, zeroed
+from debride.graph.constants import Constants, array_of, zeroed_blocks
+from debride.graph.hollow import give, hollow
 from debride.graph.parse import node_names
 from debride.graph.read import Model, inlined
 from debride.graph.verify import check_written
@@ -63,36 +70,34 @@ def _named(proto: onnx.ModelProto) -> list[tuple[str, onnx.NodeProto]]:
 def _zero(proto: onnx.ModelProto, groups: Sequence[ChannelGroup]) -> onnx.ModelProto:
     constants = Constants(proto)
     cuts = constants.places(groups)
-    edited = _edit(proto, constants, cuts)
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
+    # An edited tensor is copied without its data: what a protobuf once held, it does not give back.
+    own = {constants.name(place) for place in cuts if not constants.shared(place)}
+    copy = hollow(proto, also=own)
+    result = copy.proto
     stored = Constants(result)
-    for place, tensor in edited.items():
+    # The largest first, while the copy is small: its data are held twice for a moment.
+    for place in sorted(cuts, key=lambda place: -prod(constants.tensor(place).dims)):
+        tensor = constants.tensor(place)
         if constants.shared(place):
             name = f"{constants.name(place)}.pruned"
-            result.graph.node[place[0]].input[place[1]] = add_initializer(result, name, array_of(tensor))
+            data = np.frombuffer(_edited(tensor, cuts[place]), tensor_dtype_to_np_dtype(tensor.data_type))
+            array = data.reshape(tensor.dims)
+            result.graph.node[place[0]].input[place[1]] = add_initializer(result, name, array)
         else:
-            target = stored.tensor(place)
-            for field in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
-                target.ClearField(field)
-            target.raw_data = tensor.raw_data
+            stored.tensor(place).raw_data = _edited(tensor, cuts[place])
+    for name, stub, tensor in copy.held:
+        if name not in own:
+            give(stub, tensor)
     return result
 
 
-def _edit(
-    proto: onnx.ModelProto, constants: Constants, cuts: Mapping[Place, Sequence[tuple[int, Sequence[int]]]]
-) -> dict[Place, onnx.TensorProto]:
-    """The edited tensor for each place, by graphsurgeon on the touched nodes alone."""
-    part = onnx.ModelProto(ir_version=proto.ir_version)
-    part.opset_import.extend(proto.opset_import)
-    for number, place in enumerate(cuts):
-        node = part.graph.node.add(op_type="Identity", output=[f"edited{number}"])
-        node.input.append(f"constant{number}")
-        tensor = part.graph.initializer.add()
-        tensor.CopyFrom(constants.tensor(place))
-        tensor.name = f"constant{number}"
-    graph = gs.import_onnx(part)
-    for node, edits in zip(graph.nodes, cuts.values(), strict=True):
-        node.inputs[0].values = zeroed(node.inputs[0].values, edits)
-    exported = {t.name: t for t in gs.export_onnx(graph, do_type_check=False).graph.initializer}
-    return {place: exported[f"constant{number}"] for number, place in enumerate(cuts)}
+def _edited(tensor: onnx.TensorProto, edits: Sequence[tuple[int, Sequence[int]]]) -> bytes:
+    """The data of `tensor` with its slices zeroed."""
+    return b"".join(_exported(block) for block in zeroed_blocks(array_of(tensor), edits))
+
+
+def _exported(block: npt.NDArray[Any]) -> bytes:
+    constant = gs.Constant("block", block)
+    data: bytes = OnnxExporter.export_tensor_proto(constant).raw_data
+    constant.values = np.empty(0)  # a tensor of graphsurgeon is a cycle: its data would stay for a while
+    return data

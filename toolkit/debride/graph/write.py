@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 
 import onnx
+from onnx import numpy_helper
 from onnx.external_data_helper import set_external_data
 
 from debride.errors import SurgeryError, UsageError
+from debride.graph.constants import array_of
+from debride.graph.hollow import give, hollow, without_graph
+from debride.graph.wire import data_of, pieces_of, size_of
 
 _LIMIT = 2**31 - 1
 _SMALL = 1024
@@ -34,23 +39,24 @@ def write_model(
     """
     path = Path(path)
     data_path = path.with_name(f"{path.name}.data")
-    large = proto.ByteSize() > limit
+    header = without_graph(proto)
+    if metadata:
+        kept = [entry for entry in header.metadata_props if entry.key not in metadata]
+        del header.metadata_props[:]
+        header.metadata_props.extend(kept)
+        header.metadata_props.extend(onnx.StringStringEntryProto(key=k, value=v) for k, v in metadata.items())
+    pieces, moved = pieces_of(header, proto.graph), list[onnx.TensorProto]()
     check_free(path, force)
+    large = size_of(pieces) > limit
     if large:
         check_free(data_path, force)
-    if metadata or large:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(proto)
-        proto = copy
-    if metadata:
-        kept = [entry for entry in proto.metadata_props if entry.key not in metadata]
-        del proto.metadata_props[:]
-        proto.metadata_props.extend(kept)
-        proto.metadata_props.extend(onnx.StringStringEntryProto(key=k, value=v) for k, v in metadata.items())
-    if large:
-        write_bytes(_moved_out(proto, data_path.name), data_path, force=force)
+        rest, moved = _moved_out(proto, data_path.name)
+        pieces = pieces_of(header, rest.graph)
+        if size_of(pieces) > _LIMIT:
+            raise SurgeryError(f"{path}: its nodes alone hold more than 2 GiB; export it with weights as initializers")
+        _write((_raw(tensor) for tensor in moved), data_path, force)
     try:
-        write_bytes(proto.SerializeToString(), path, force=force)
+        _write(map(data_of, pieces), path, force)
     except BaseException:
         if large:
             data_path.unlink(missing_ok=True)
@@ -64,12 +70,16 @@ def write_bytes(data: bytes | bytearray, path: str | Path, *, force: bool = Fals
         UsageError: `path` exists and `force` is not given, or its folder does not exist.
         SurgeryError: the system refuses the writing.
     """
-    path = Path(path)
+    _write([data], Path(path), force)
+
+
+def _write(parts: Iterable[bytes | bytearray], path: Path, force: bool) -> None:
     check_free(path, force)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         with temporary.open("xb") as stream:
-            stream.write(data)
+            for part in parts:
+                stream.write(part)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
@@ -119,14 +129,26 @@ def check_free(path: Path, force: bool) -> None:
         raise UsageError(f"{path}: exists already; pass --force to replace it")
 
 
-def _moved_out(proto: onnx.ModelProto, location: str) -> bytearray:
-    """Move the large initializers of `proto` (in place) to external data at `location`; returns that file's bytes."""
-    data = bytearray()
-    for tensor in proto.graph.initializer:
-        if len(tensor.raw_data) < _SMALL:
+def _moved_out(proto: onnx.ModelProto, location: str) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
+    """A copy of `proto` that looks for its large initializers at `location`, and these in the order of that file."""
+    large = {t.name for t in proto.graph.initializer if t.data_type != onnx.TensorProto.STRING and _is_large(t)}
+    copy, moved, offset = hollow(proto, also=large), list[onnx.TensorProto](), 0
+    for name, stub, tensor in copy.held:
+        if name not in large:
+            give(stub, tensor)
             continue
-        raw = tensor.raw_data
-        set_external_data(tensor, location, offset=len(data), length=len(raw))
-        tensor.ClearField("raw_data")
-        data.extend(raw)
-    return data
+        length = len(_raw(tensor))
+        stub.raw_data = b""  # asked for by what sets the place
+        set_external_data(stub, location, offset=offset, length=length)
+        stub.ClearField("raw_data")
+        moved.append(tensor)
+        offset += length
+    return copy.proto, moved
+
+
+def _is_large(tensor: onnx.TensorProto) -> bool:
+    return prod(tensor.dims) >= _SMALL or len(_raw(tensor)) >= _SMALL
+
+
+def _raw(tensor: onnx.TensorProto) -> bytes:
+    return tensor.raw_data if tensor.HasField("raw_data") else numpy_helper.from_array(array_of(tensor)).raw_data
