@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from debride.spec import Declared
     from debride.types import Conversion, FileFacts, FloatArray, InputSpec, Progress, Slimming
 
+_LARGEST = 2**31 - 1
+"""Graphs are run from memory, where one protobuf message holds no more."""
+
 SLIM_EPILOG = """[bold]Examples[/]
 
   debride slim clean.onnx -o slim.onnx
@@ -110,6 +113,10 @@ def _written(
     from debride.types import FileFacts
 
     model = read_model(source.path, free=False)
+    if model.size + sum(part.stat().st_size for part in model.external) > _LARGEST:
+        raise ModelError(
+            f"{request.model}: larger than 2 GiB with its weights, which no run from memory takes; keep it"
+        )
     found = _slimmed(model, source, request, resources, progress)
     if found.facts.reason:
         raise ModelError(
@@ -177,7 +184,7 @@ def _text(written: Written) -> str:
     from debride.report.words import size
 
     # A pipe has no width: what goes into a file is laid out as reports are.
-    width = max(40, min(WIDTH, get_terminal_size((WIDTH, 24)).columns)) if sys.stdout.isatty() else WIDTH
+    width = max(40, min(WIDTH, get_terminal_size((WIDTH, 24)).columns)) if _is_terminal() else WIDTH
     files = (("Model", written.model), ("Output", written.output))
     facts = [f"{name:<9}{plain(file.name)}, {size(file.size)}, sha256 {file.sha256}" for name, file in files]
     for name, text in _said(written.slimming):
@@ -187,6 +194,10 @@ def _text(written: Written) -> str:
     slower = wrap(slower_sentence(written.slimming), width)
     parts = [facts, cost_table(written.slimming), slower, ["Zeroed channels that stay", *stayed] if stayed else []]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()
 
 
 def _said(slimming: Slimming) -> Iterator[tuple[str, str]]:
