@@ -133,7 +133,7 @@ class ShuffleV1(nn.Module):
         return F.relu(x + y)
 
 
-def shufflenet_v1(width: int = 12, groups: int = 3) -> nn.Module:
+def shufflenet_v1(width: int = 24, groups: int = 3) -> nn.Module:
     w = width
     body = [ConvNorm(3, w, 3, 2), ShuffleV1(w, 4 * w, 2, groups), ShuffleV1(4 * w, 4 * w, 1, groups)]
     return nn.Sequential(*body, head(4 * w))

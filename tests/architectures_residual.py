@@ -106,7 +106,7 @@ class GroupNormBlock(nn.Module):
     def __init__(self, before: int, width: int, stride: int) -> None:
         super().__init__()
         after = self.growth * width
-        self.norm1, self.norm2, self.norm3 = (nn.GroupNorm(4, n) for n in (before, width, width))
+        self.norm1, self.norm2, self.norm3 = (nn.GroupNorm(8, n) for n in (before, width, width))
         self.conv1, self.conv2 = StandardConv(before, width, 1), StandardConv(width, width, 3, stride, 1)
         self.conv3 = StandardConv(width, after, 1)
         self.short = None if stride == 1 and before == after else StandardConv(before, after, 1, stride)
@@ -235,8 +235,8 @@ def regnet_y(width: int = 16) -> nn.Module:
     return ResNet(RegNetBlock, 1, (1, 2), width)
 
 
-def bit(width: int = 8) -> nn.Module:
-    return ResNet(GroupNormBlock, 2, (1, 1), width, last=lambda n: nn.GroupNorm(4, n))
+def bit(width: int = 16) -> nn.Module:
+    return ResNet(GroupNormBlock, 2, (1, 1), width, last=lambda n: nn.GroupNorm(8, n))
 
 
 def nfnet(width: int = 8) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -74,9 +75,25 @@ def prepared() -> Iterator[None]:
     logging.disable(logging.CRITICAL)
     torch.backends.mha.set_fastpath_enabled(False)  # an operator of its own, which the older exporter has no form for
     try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()), _muted(1, 2):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(disabled)
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def _muted(*descriptors: int) -> Iterator[None]:
+    """What C++ writes to these goes nowhere: the older exporter prints the whole graph where it fails."""
+    kept = [os.dup(descriptor) for descriptor in descriptors]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for descriptor in descriptors:
+            os.dup2(nowhere, descriptor)
+        yield
+    finally:
+        for descriptor, former in zip(descriptors, kept, strict=True):
+            os.dup2(former, descriptor)
+            os.close(former)
+        os.close(nowhere)

@@ -107,7 +107,8 @@ def by_adapter(model: keras.Model, opset: int) -> onnx.ModelProto:
 def by_tf2onnx(model: keras.Model, opset: int) -> onnx.ModelProto:
     """`model` as tf2onnx writes it by itself, without what the adapter does around it.
 
-    Raises `NotImplementedError` for operators that it only copies from TensorFlow (Erfc, of which gelu is made).
+    Raises `NotImplementedError` for operators that it only copies from TensorFlow (Erfc, of which gelu is made), and
+    for constants of a layer that it leaves as further inputs of the graph (Normalization's).
     """
     import tensorflow as tf
     import tf2onnx
@@ -119,4 +120,6 @@ def by_tf2onnx(model: keras.Model, opset: int) -> onnx.ModelProto:
     missing = sorted({node.op_type for node in proto.graph.node if not onnx.defs.has(node.op_type, node.domain)})
     if missing:
         raise NotImplementedError(f"tf2onnx knows no ONNX operator for {', '.join(missing)}")
+    if len(proto.graph.input) > 1:
+        raise NotImplementedError(f"tf2onnx leaves {len(proto.graph.input) - 1} constants as inputs of the graph")
     return proto

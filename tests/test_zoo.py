@@ -41,8 +41,12 @@ REST = [
     for exporter, opsets in (("dynamo", (18, 23)), ("torchscript", (11, 17)))
     for opset in opsets
     for name in ARCHITECTURES
-    if (name, exporter, opset) not in QUICK
+    if (name, exporter, opset) not in {*QUICK, ("vit", "torchscript", 11)}  # its unflatten needs opset 13
 ]
+# Channels that are zeroed at random can't leave these alone: what normalises them together counts the zeros too.
+HELD_TOGETHER = ("gmlp",)
+# PyTorch's older exporter writes out how the weight is standardised: no constant, so few layers have channels.
+COMPUTED = [("bit", "torchscript", opset) for opset in (11, 17)]
 
 
 KERAS = [
@@ -101,7 +105,9 @@ def test_an_architecture_is_read_run_differentiated_zeroed_and_slimmed(case, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize("case", REST, ids=lambda c: "-".join(map(str, c)))
 def test_the_rest_of_the_zoo_too(case, tmp_path):
-    _slims(_hold(_subject(case, tmp_path)))
+    slim = _hold(_subject(case, tmp_path))
+    if case[0] not in HELD_TOGETHER and case not in COMPUTED:
+        _slims(slim)
 
 
 @pytest.mark.frameworks
