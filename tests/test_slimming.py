@@ -429,6 +429,21 @@ def test_groups_that_are_normalised_leave_whole(tmp_path):
     assert (facts.dead, facts.left) == (3, 2)
 
 
+def test_a_target_computed_from_a_shape_stands_in_no_ones_way(tmp_path):
+    b = Builder(13)
+    x = b.op("Transpose", b.op("Relu", b.conv("x", 3, 4)), perm=[0, 2, 3, 1])
+    moved = b.op("Gather", b.op("Shape", x), b.const(np.array([0, 3, 1, 2])))
+    first = b.op(
+        "Slice", b.op("Cast", moved, to=TensorProto.INT32), *(b.const(np.array([v], np.int32)) for v in (0, 1))
+    )
+    target = b.op("Cast", b.op("Concat", first, b.const(np.array([256], np.int32)), axis=0), to=TensorProto.INT64)
+    b.op("Gemm", b.op("Reshape", x, target), b.weight(256, 3), b.weight(3))
+    proto, facts = slimmed(b.model(["n", 3, 8, 8], "scores", ["n", 3]), tmp_path, {0: [1]})
+    assert weights(proto, "Gemm") == [(192, 3)]
+    assert "Shape" not in {node.op_type for node in proto.graph.node}
+    assert facts.left == 1
+
+
 def test_an_open_image_size_needs_a_convention(tmp_path):
     b = Builder()
     x = b.op("Relu", b.conv("x", 3, 4))

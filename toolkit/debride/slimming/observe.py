@@ -33,8 +33,8 @@ class Observed:
 
     `smallest` is the smallest batch that the graph takes: 1 unless it is fixed.
     `values` are those of integer tensors of at most 4096 elements that follow from shapes and constants alone and are
-    the same for every batch. `flexible` says that the graph leaves other dimensions of its input open than the batch,
-    so that a shape seen is one of many.
+    the same for every batch; `derived` are all that follow from these. `flexible` says that the graph leaves other
+    dimensions of its input open than the batch, so that a shape seen is one of many.
     """
 
     batch: int
@@ -42,6 +42,7 @@ class Observed:
     shapes: Mapping[str, tuple[int, ...]]
     varying: Mapping[str, frozenset[int]]
     values: Mapping[str, npt.NDArray[Any]]
+    derived: frozenset[str]
     flexible: bool
 
     def value(self, tensor: str) -> list[int] | None:
@@ -111,6 +112,7 @@ def observe(proto: onnx.ModelProto, graph: Graph, spec: InputSpec | None, runtim
             if tensor in derived
             and (tensor in constants or all(np.array_equal(array, other[tensor]) for _, other in others))
         },
+        derived=frozenset(derived),
         flexible=any(size is None for v in graph.inputs for size in (v.shape or ())[1:]),
     )
 

@@ -1,6 +1,7 @@
 """A parsed graph made ready to be slimmed: what stands in a channel's way, without saying anything, is put aside.
 
-Whole numbers that follow from shapes alone become constants, so that no count of channels is computed from channels.
+Whole numbers that follow from shapes alone become constants, so that no count of channels is computed from channels;
+so does the target of a Reshape of which only the batch is open.
 Short constants that several nodes share (exporters merge equal biases and scales) become one for each of them.
 """
 
@@ -11,9 +12,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
-from debride.graph.ir import Graph
+from debride.graph.ir import Graph, Node
 from debride.slimming.observe import Observed
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -41,6 +43,10 @@ def prepared(graph: Graph, observed: Observed) -> Prepared:
     nodes = []
     for node in graph.nodes:
         inputs = [names.get(tensor, tensor) for tensor in node.inputs]
+        target = _target(node, observed)
+        if target is not None:
+            inputs[1] = _fresh(f"{node.outputs[0]}.target", taken)
+            values[inputs[1]] = target
         for position, tensor in enumerate(node.inputs):
             if tensor in shared:
                 inputs[position] = _fresh(f"{tensor}.at.{node.name}.{position}", taken)
@@ -56,7 +62,7 @@ def prepared(graph: Graph, observed: Observed) -> Prepared:
             varying={**observed.varying, **dict.fromkeys(values, frozenset())},
             values={**observed.values, **small},
         ),
-        numbers=tuple(names.values()),
+        numbers=tuple(small),
         copies=copies,
     )
 
@@ -76,6 +82,19 @@ def _numbers(graph: Graph, observed: Observed) -> list[str]:
     kept = [node for node in graph.nodes if not all(t in numbers for t in node.outputs if t)]
     ends = {value.name for value in graph.outputs}
     return sorted(({tensor for node in kept for tensor in node.inputs} & numbers) - ends)
+
+
+def _target(node: Node, observed: Observed) -> npt.NDArray[np.int64] | None:
+    """The target of a Reshape, computed from shapes, as a constant in which the batch is what is left over."""
+    if node.op != "Reshape" or node.domain or observed.flexible:
+        return None
+    wanted, out = node.inputs[1], node.outputs[0]
+    if wanted in observed.values or wanted not in observed.derived or len(observed.varying.get(out, (0, 1))) > 1:
+        return None
+    shape = observed.shapes[out]
+    if 0 in shape:
+        return None
+    return np.array([-1 if axis in observed.varying[out] else size for axis, size in enumerate(shape)], np.int64)
 
 
 def _shared(graph: Graph) -> set[str]:

@@ -26,9 +26,6 @@ def _reshape(problem: Problem, node: Node) -> None:
     if node.op == "Reshape" and problem.observed.flexible and problem.observed.value(node.inputs[1]) is None:
         problem.pin(node, "is laid out by a computed shape")
         return
-    like = _shaped_like(problem, node)
-    if like is not None:
-        align(problem, like, out)
     for mine, theirs in blocks(problem.shape(x), problem.shape(out)):
         if _varies(problem, x, mine) != _varies(problem, out, theirs):
             for tensor, part in ((x, mine), (out, theirs)):
@@ -38,18 +35,6 @@ def _reshape(problem: Problem, node: Node) -> None:
             axes.tie(x, mine[0], out, theirs[0])
         else:
             _mix(problem, node, x, mine, out, theirs)
-
-
-def _shaped_like(problem: Problem, node: Node) -> str | None:
-    """The tensor whose whole shape is the target of the Reshape `node`."""
-    maker = problem.index.producer(node.inputs[1]) if node.op == "Reshape" else None
-    if maker is None or maker.op != "Shape" or maker.domain:
-        return None
-    like = maker.inputs[0]
-    rank = len(problem.shape(like))
-    if maker.attributes.get("start", 0) != 0 or maker.attributes.get("end", rank) < rank:
-        return None
-    return like if problem.shape(like) == problem.shape(node.outputs[0]) else None
 
 
 def _varies(problem: Problem, tensor: str, part: Sequence[int]) -> bool:
@@ -262,8 +247,6 @@ def _entries_read(problem: Problem, node: Node, size: int) -> set[int]:
     """Which entries of the shape somebody reads."""
     found: set[int] = set()
     for reader, position in problem.index.readers(node.outputs[0]):
-        if position == 1 and reader.op == "Reshape" and _shaped_like(problem, reader) == node.inputs[0]:
-            continue  # the rule for Reshape keeps the two alike
         numbers = problem.numbers(reader)
         if reader.op == "Gather" and position == 0 and (taken := numbers[1]) is not None:
             found.update(i % size for i in taken)
