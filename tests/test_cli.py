@@ -561,7 +561,17 @@ def test_predict_and_evaluate_load_neither_torch_nor_onnx(arguments):
 
 
 def sanitize_sample(folder):
-    flags = ("--per-class", "10", "--threads", "1", "-o", folder / "clean.onnx", "--report", folder / "report")
+    flags = (
+        "--slim",
+        "--per-class",
+        "10",
+        "--threads",
+        "1",
+        "-o",
+        folder / "clean.onnx",
+        "--report",
+        folder / "report",
+    )
     return ("sanitize", MODEL, "--images", IMAGES, *flags)
 
 
@@ -579,6 +589,9 @@ def test_the_sample_is_sanitized(cleaned):
     assert out.startswith("SANITIZED") and document["verdict"] == "sanitized" and document["suspects"] == [7]
     assert sorted(path.name for path in folder.iterdir()) == ["clean.onnx", "report"]
     assert (folder / "report" / "suspect-7.png").stat().st_size > 0
+    slimming, size = document["slimming"], (folder / "clean.onnx").stat().st_size
+    assert slimming["left"] == slimming["dead"] == len(document["pruned"]) and slimming["reason"] is None
+    assert document["output"]["size"] == size < MODEL.stat().st_size and "\nSlimmed\n" in out
     assert err and all(re.match(r".+: \d+\.\d s", line) for line in err.splitlines())
 
 
