@@ -251,9 +251,9 @@ def main() -> None:
     """Prints the table as Markdown, line by line as the cases end, then the totals and the race."""
     options = arguments()
     torch.set_num_threads(1)
-    outcomes = []
+    chosen, outcomes = list(cases(options)), []
     print("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD), flush=True)
-    for case in cases(options):
+    for case in chosen:
         outcomes.append(outcome := judged(case, options.seed))
         filled = outcome.cells if not outcome.error else (*outcome.cells, outcome.error, *["-"] * (len(HEAD) - 4))
         print("| " + " | ".join(filled) + " |", flush=True)
