@@ -561,17 +561,8 @@ def test_predict_and_evaluate_load_neither_torch_nor_onnx(arguments):
 
 
 def sanitize_sample(folder):
-    flags = (
-        "--slim",
-        "--per-class",
-        "10",
-        "--threads",
-        "1",
-        "-o",
-        folder / "clean.onnx",
-        "--report",
-        folder / "report",
-    )
+    goals = ("-o", folder / "clean.onnx", "--report", folder / "report")
+    flags = ("--slim", "--per-class", "10", "--threads", "1", *goals)
     return ("sanitize", MODEL, "--images", IMAGES, *flags)
 
 

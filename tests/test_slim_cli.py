@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -146,6 +147,27 @@ def facts(**changes):
     cost = Cost(size=10, parameters=1, macs=1)
     values = {"before": cost, "after": cost, "dead": 2, "left": 0, "channels": 0, "stayed": ()}
     return Slimming(**(values | {"difference": 0.0, "images": 0} | changes))
+
+
+def test_half_precision_is_held_to_no_limit_that_it_did_not_keep(run, zeroed, tmp_path, monkeypatch):
+    def rounding(model, **_):
+        found = facts(left=2, channels=2, after=Cost(size=9, parameters=1, macs=1), difference=2e-3)
+        return debride.slimming.Slimmed(proto=model.proto, facts=found)
+
+    monkeypatch.setattr(debride.slimming, "slim", rounding)
+    code, out, _ = run("slim", zeroed[0], "-o", tmp_path / "slim.onnx", "--quiet")
+    assert (
+        code == 0
+        and "0.002 of the scores' spread, as half precision rounds" in " ".join(out.split())
+        and "limit" not in out
+    )
+
+
+def test_slimming_loads_no_torch(zeroed, tmp_path):
+    code = "import sys\nfrom debride.cli import main\ntry: main()\nfinally: print(*sys.modules)"
+    command = [sys.executable, "-c", code, "slim", zeroed[0], "-o", tmp_path / "slim.onnx", "--quiet"]
+    found = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout.split()
+    assert "onnxruntime" in found and "torch" not in found
 
 
 def test_graphs_that_would_not_be_equal_are_not_written(run, zeroed, tmp_path, monkeypatch):

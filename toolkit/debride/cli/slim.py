@@ -206,7 +206,9 @@ def _said(slimming: Slimming) -> Iterator[tuple[str, str]]:
 
     if changed(slimming):
         yield "Channels", channels_sentence(slimming)
-        yield "Equal", f"{equality_sentence(slimming)} (limit {TOLERANCE:g})"
+        wide = slimming.difference > TOLERANCE  # only half precision may differ by more
+        limit = ", as half precision rounds" if wide else f" (limit {TOLERANCE:g})"
+        yield "Equal", equality_sentence(slimming) + limit
     elif slimming.dead:
         yield "Channels", f"{channels_sentence(slimming)}; the output is an unchanged copy"
     else:
