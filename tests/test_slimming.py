@@ -108,7 +108,7 @@ def test_what_is_added_up_leaves_together_only(tmp_path):
     assert weights(proto) == [(3, 3, 3, 3), (4, 3, 3, 3), (3, 4, 3, 3)]
     assert (facts.dead, facts.left) == (5, 3)
     assert {(r.channel, r.layer == facts.stayed[0].layer) for r in facts.stayed} == {(1, True), (3, False)}
-    assert all("is read by" in reason for reason in reasons(facts))
+    assert all("is not constant where" in reason for reason in reasons(facts))
 
 
 def test_joined_split_and_cut_channels_are_counted_anew(tmp_path):

@@ -92,15 +92,29 @@ def _fits(problem: Problem, bias: str, size: int) -> bool:
 
 def dispensable(problem: Problem, node: Node, reading: Reading, constant: BoolArray) -> BoolArray:
     """Which of the `constant` channels (none of them zero) something else can stand for: a bias, or one of them."""
-    if not constant.any():
+    if not constant.any() or bias_place(problem, node) is not None or _can_carry(problem, reading):
         return constant
-    if bias_place(problem, node) is not None:
-        return constant
-    if not problem.known.constant(reading.weight) or len(problem.index.readers(reading.weight)) != 1:
-        return np.zeros_like(constant)
-    others = constant.copy()
-    others[_carrier(constants(problem, reading), constant)] = False
-    return others
+    return np.zeros_like(constant)
+
+
+def _can_carry(problem: Problem, reading: Reading) -> bool:
+    """Whether the weight may change: it is a constant of this layer alone."""
+    return problem.known.constant(reading.weight) and len(problem.index.readers(reading.weight)) == 1
+
+
+def missing_carrier(problem: Problem, node: Node) -> tuple[Reading, int] | None:
+    """A channel that must stay to carry the constants that leave a layer without a bias for them; None if one does."""
+    for reading in readings_of(problem, node) or ():
+        if not problem.axes.knows(reading.x, reading.weight) or bias_place(problem, node) is not None:
+            continue
+        leaves = problem.axes.leaves(reading.x, reading.axis)
+        if not leaves.any():
+            continue
+        values = constants(problem, reading)
+        counts = leaves & (values != 0) & ~problem.zero(reading.weight, reading.weight_axis)
+        if counts.any() and not (~leaves & (values != 0)).any():
+            return reading, _carrier(values, counts)
+    return None
 
 
 def _carrier(values: npt.NDArray[np.float64], among: BoolArray) -> int:

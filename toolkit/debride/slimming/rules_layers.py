@@ -25,9 +25,8 @@ def _needed(problem: Problem, node: Node, reading: Reading) -> None:
     free = problem.zero(x, axis) | problem.zero(weight, weight_axis)
     constant = problem.constant(x, axis) & ~free
     spared = dispensable(problem, node, reading, constant)
-    leak = "carries its constant into" if spared.any() else "leaves a constant that is no zero in"
-    axes.keep(x, axis, f"{leak} '{node.name}'", constant & ~spared)
-    axes.keep(x, axis, f"is read by '{node.name}' and not constant", ~(free | constant))
+    axes.keep(x, axis, f"leaves a constant that is not zero in '{node.name}'", constant & ~spared)
+    axes.keep(x, axis, f"is not constant where '{node.name}' reads it", ~(free | constant))
     axes.tie(x, axis, weight, weight_axis)
 
 
@@ -71,7 +70,7 @@ def _grouped(problem: Problem, node: Node, groups: int, transposed: bool) -> Non
         axes.tie(weight, 0, x if transposed else out, 1)
         return
     needed = ~(problem.zero(x, 1) | _unread(problem, weight, groups)).reshape(groups, -1)
-    axes.keep(x, 1, f"is read by '{node.name}' and not constant", (needed & (stays > 0)[:, None]).reshape(-1))
+    axes.keep(x, 1, f"is not constant where '{node.name}' reads it", (needed & (stays > 0)[:, None]).reshape(-1))
     for tensor in (x, out):
         _even_out(problem, node, tensor, groups, stays > 0)
     axes.tie(weight, 0, out, 1)

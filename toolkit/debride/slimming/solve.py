@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
+import numpy as np
 import onnx
 
 from debride.graph.ir import Graph, Node
 from debride.graph.walk import Index
+from debride.slimming.absorb import missing_carrier
 from debride.slimming.axes import Axes
 from debride.slimming.known import Known
 from debride.slimming.observe import Observed
@@ -35,7 +37,7 @@ def solve(graph: Graph, observed: Observed) -> Problem:
     nodes = [node for node in graph.nodes if node.name in needed]
     _pin_ends(problem, nodes)
     _settle(problem, reversed(nodes), nodes)
-    while _keep_one(problem, nodes):
+    while _keep_one(problem, nodes) or _keep_carrier(problem, nodes):
         _settle(problem, (), nodes)
     return problem
 
@@ -107,4 +109,19 @@ def _keep_one(problem: Problem, nodes: Iterable[Node]) -> bool:
                     first[1:] = False
                     axes.keep(tensor, axis, "is the last of its layer", first)
                     return True
+    return False
+
+
+def _keep_carrier(problem: Problem, nodes: Iterable[Node]) -> bool:
+    """Hold one channel that carries the constants which leave a layer, where none does; whether there was one.
+
+    Only now, when all else is settled: a channel that stays for another reason carries them as well.
+    """
+    for node in nodes:
+        found = None if node.domain else missing_carrier(problem, node)
+        if found is not None:
+            reading, channel = found
+            where = np.arange(problem.axes.shape(reading.x)[reading.axis]) == channel
+            problem.axes.keep(reading.x, reading.axis, f"carries the constants of others into '{node.name}'", where)
+            return True
     return False
