@@ -276,6 +276,7 @@ def _slimmed(loaded: Loaded, zeroed: _End, settings: Settings, progress: Progres
         spec=loaded.spec,
         images=loaded.held_out.images,
         runtime=loaded.runtime,
+        align=settings.align,
         seed=settings.seed,
         progress=progress,
     )

@@ -18,7 +18,8 @@ class Settings:
     `utility_budget` is the largest loss of accuracy (or agreement) that pruning may cost, `group_budget` the largest
     share of all channel groups that may go, `target_asr` the success rate below which an attack counts as removed,
     `time_budget` the seconds after which no new round begins (None: no limit). `slim` takes the cut channels out of the
-    graph. `source` helps to convert a model that is no ONNX file.
+    graph, and leaves convolutions widths that are multiples of `align`. `source` helps to convert a model that is no
+    ONNX file.
     """
 
     flags: SpecFlags = field(default_factory=SpecFlags)
@@ -33,6 +34,7 @@ class Settings:
     target_asr: float = 0.05
     time_budget: float | None = None
     slim: bool = False
+    align: int = 1
     inversion: InversionOptions = field(default_factory=InversionOptions)
 
     def __post_init__(self) -> None:
@@ -44,6 +46,8 @@ class Settings:
             raise UsageError(f"--per-class is {self.per_class}; give 1 or more")
         if self.threads < 0 or self.seed < 0:
             raise UsageError("--threads and --seed take whole numbers from 0")
+        if not 1 <= self.align <= 64:
+            raise UsageError(f"--align is {self.align}; give 1 to 64")
         if self.time_budget is not None and self.time_budget <= 0:
             raise UsageError(f"--time-budget is {self.time_budget}; give seconds above 0")
 
@@ -59,6 +63,7 @@ class Settings:
             "time_budget",
             "resize",
             "slim",
+            "align",
         )
         chosen = {name: getattr(self, name) for name in names}
         return {**chosen, "providers": list(self.providers), "inversion": asdict(self.inversion)}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Exit, Option
 
 from debride.cli.guard import FAILED, check_output, guard, put, say, write_whole
-from debride.cli.options import OUTPUT, Building, Convention, Debug, Images, Model, Resize, Resources, grouped
+from debride.cli.options import OUTPUT, Align, Building, Convention, Debug, Images, Model, Resize, Resources, grouped
 from debride.errors import UsageError
 
 if TYPE_CHECKING:
@@ -126,13 +126,14 @@ def sanitize(
     slim: Annotated[
         bool, Option("--slim", help="Take what was cut out of the graph, not only zero it.", rich_help_panel=OUTPUT)
     ] = False,
+    align: Align = 1,
     telling: Telling,
 ) -> None:
     """Find the backdoor of a model, cut it out of the graph, and verify what is left."""
     with guard(telling.debug, _goals(output, report)):
         from debride.cli.progress import shown
 
-        settings = _settings(draws, convention, building, resources, budgets, slim=slim)
+        settings = _settings(draws, convention, building, resources, budgets, slim=slim, align=align)
         check_output(output, model, force=telling.force)
         _check_report(report, force=telling.force)
         _check_apart(output, report)
@@ -151,6 +152,7 @@ def _settings(
     budgets: Budgets | None = None,
     *,
     slim: bool = False,
+    align: int = 1,
 ) -> Settings:
     from debride.settings import Settings
 
@@ -168,6 +170,7 @@ def _settings(
         target_asr=limits.target_asr,
         time_budget=limits.time_budget,
         slim=slim,
+        align=align,
     )
 
 

@@ -32,9 +32,9 @@ class Axes:
         for tensor, states in self._states.items():
             for axis, state in enumerate(states):
                 if axis in observed.varying[tensor]:
-                    state[:] = self._number("is mixed with the batch")
+                    state[:] = self._number("mixed with the batch")
                 elif len(state) <= 1:
-                    state[:] = self._number("is the only one of its layer")
+                    state[:] = self._number("the only one of its layer")
 
     def knows(self, *tensors: str) -> bool:
         """Whether the shapes of all `tensors` are known."""
@@ -89,8 +89,8 @@ class Axes:
     def tie(self, one: str, axis: int, other: str, other_axis: int) -> None:
         """Index i along the two axes leaves only in both. Axes of two sizes, which no rule expects, stay whole."""
         if self._states[one][axis].shape != self._states[other][other_axis].shape:
-            self.keep(one, axis, "meets an axis of another size")
-            self.keep(other, other_axis, "meets an axis of another size")
+            self.keep(one, axis, "beside an axis of another size")
+            self.keep(other, other_axis, "beside an axis of another size")
             return
         self.set(one, axis, self._states[other][other_axis])
         self.set(other, other_axis, self._states[one][axis])

@@ -22,8 +22,8 @@ def apply(problem: Problem, node: Node) -> None:
     rule = None if node.domain else RULES.get(node.op)
     if rule is None:
         name = f"{node.domain}.{node.op}" if node.domain else node.op
-        problem.pin(node, f"goes through {name}, which is not taken apart")
+        problem.pin(node, f"bound by {name}, which is not taken apart")
     elif not problem.axes.knows(*tensors):
-        problem.pin(node, "the shapes around a node are not known")
+        problem.pin(node, "in a shape that is not known")
     else:
         rule(problem, node)

@@ -9,10 +9,13 @@ import numpy as np
 from debride.graph.ir import Node
 from debride.graph.letters import einsum_of
 from debride.slimming.absorb import Reading, dispensable, readings_of
+from debride.slimming.compute import UNARY
 from debride.slimming.groups import cuttable
 from debride.slimming.problem import Problem
 from debride.slimming.rules_pointwise import align
 from debride.types import BoolArray
+
+_LAYOUT = frozenset(("Flatten", "Reshape", "Squeeze", "Transpose", "BatchNormalization"))
 
 
 def _needed(problem: Problem, node: Node, reading: Reading) -> None:
@@ -25,9 +28,18 @@ def _needed(problem: Problem, node: Node, reading: Reading) -> None:
     free = problem.zero(x, axis) | problem.zero(weight, weight_axis)
     constant = problem.constant(x, axis) & ~free
     spared = dispensable(problem, node, reading, constant)
-    axes.keep(x, axis, f"leaves a constant that is not zero in '{node.name}'", constant & ~spared)
-    axes.keep(x, axis, f"is not constant where '{node.name}' reads it", ~(free | constant))
+    axes.keep(x, axis, f"constant but not zero in '{node.name}'", constant & ~spared)
+    axes.keep(x, axis, f"{_manner(problem, x)} '{node.name}' reads it", ~(free | constant))
     axes.tie(x, axis, weight, weight_axis)
+
+
+def _manner(problem: Problem, tensor: str) -> str:
+    """In which way `tensor` is not constant, as far as the operators just before it tell."""
+    maker = problem.index.producer(tensor)
+    while maker is not None and not maker.domain and (maker.op in UNARY or "Pool" in maker.op or maker.op in _LAYOUT):
+        maker = problem.index.producer(maker.inputs[0])
+    added = maker is not None and maker.op in ("Add", "Sum") and not any(map(problem.known.constant, maker.inputs))
+    return "added to what is alive before" if added else "not constant where"
 
 
 def _conv(problem: Problem, node: Node) -> None:
@@ -39,7 +51,7 @@ def _conv(problem: Problem, node: Node) -> None:
             axes.tie(x, axis, out, axis)
             continue
         for tensor in (x, weight, out):
-            axes.keep(tensor, axis, "is a place in the image")
+            axes.keep(tensor, axis, "a place in the image")
     axes.tie(x, 0, out, 0)
     if len(node.inputs) > 2 and node.inputs[2]:
         axes.tie(node.inputs[2], 0, out, 1)
@@ -60,7 +72,7 @@ def _pointwise(problem: Problem, node: Node, axis: int) -> bool:
 def _grouped(problem: Problem, node: Node, groups: int, transposed: bool) -> None:
     """A group leaves as a whole, or all groups that stay lose as many channels as each other."""
     axes, x, weight, out = problem.axes, node.inputs[0], node.inputs[1], node.outputs[0]
-    axes.keep(weight, 1, "is one of its group's")
+    axes.keep(weight, 1, "one of its group's")
     axes.tie(weight, 0, x if transposed else out, 1)
     blocks = [axes.state(tensor, 1).reshape(groups, -1) for tensor in (x, out)]
     stays = np.maximum(*(block.max(axis=1) for block in blocks))  # 0 where the whole group may leave
@@ -70,7 +82,7 @@ def _grouped(problem: Problem, node: Node, groups: int, transposed: bool) -> Non
         axes.tie(weight, 0, x if transposed else out, 1)
         return
     needed = ~(problem.zero(x, 1) | _unread(problem, weight, groups)).reshape(groups, -1)
-    axes.keep(x, 1, f"is not constant where '{node.name}' reads it", (needed & (stays > 0)[:, None]).reshape(-1))
+    axes.keep(x, 1, f"not constant where '{node.name}' reads it", (needed & (stays > 0)[:, None]).reshape(-1))
     for tensor in (x, out):
         _even_out(problem, node, tensor, groups, stays > 0)
     axes.tie(weight, 0, out, 1)
@@ -90,7 +102,7 @@ def _even_out(problem: Problem, node: Node, tensor: str, groups: int, stays: Boo
         return
     each = min(int(leaves[stays].sum(axis=1).min()), leaves.shape[1] - 1)
     extra = leaves & (np.cumsum(leaves, axis=1) > each)
-    problem.axes.keep(tensor, 1, f"is in a group of '{node.name}' that has more of them than others", extra.reshape(-1))
+    problem.axes.keep(tensor, 1, f"in a group of '{node.name}' that has more of them than others", extra.reshape(-1))
 
 
 def _product(problem: Problem, node: Node) -> None:
@@ -99,7 +111,7 @@ def _product(problem: Problem, node: Node) -> None:
     operands = [node.inputs[0], node.inputs[1]] if len(node.inputs) > 1 else [node.inputs[0]]
     letters = einsum_of(node, [problem.shape(t) for t in operands])
     if letters is None or any(node.outputs[1:]):
-        problem.pin(node, f"goes through {node.op} in a way that is not taken apart")
+        problem.pin(node, f"bound by {node.op} in a way that is not taken apart")
         return
     sizes = letters.sizes([problem.shape(t) for t in operands])
     readings = readings_of(problem, node)
@@ -109,7 +121,7 @@ def _product(problem: Problem, node: Node) -> None:
             if letter in letters.out and axes.shape(tensor)[axis] == sizes[letter]:
                 axes.tie(tensor, axis, node.outputs[0], letters.out.index(letter))
             elif letter not in letters.out and readings is None:
-                axes.keep(tensor, axis, f"is summed up by '{node.name}'")
+                axes.keep(tensor, axis, f"summed up by '{node.name}'")
     for reading in readings or ():
         _needed(problem, node, reading)
     if node.op == "Gemm" and len(node.inputs) > 2 and node.inputs[2]:

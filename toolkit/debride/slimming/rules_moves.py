@@ -13,7 +13,7 @@ from debride.slimming.problem import Problem
 from debride.slimming.rules_pointwise import align, passing
 from debride.slimming.shuffles import Shuffle
 
-_PARAMETER = "is a parameter"
+_PARAMETER = "a parameter"
 
 
 def _reshape(problem: Problem, node: Node) -> None:
@@ -24,13 +24,13 @@ def _reshape(problem: Problem, node: Node) -> None:
     axes, x, out = problem.axes, node.inputs[0], node.outputs[0]
     problem.pin(node, _PARAMETER, slice(1, None))
     if node.op == "Reshape" and problem.observed.flexible and problem.observed.value(node.inputs[1]) is None:
-        problem.pin(node, "is laid out by a computed shape")
+        problem.pin(node, "laid out by a computed shape")
         return
     for mine, theirs in blocks(problem.shape(x), problem.shape(out)):
         if _varies(problem, x, mine) != _varies(problem, out, theirs):
             for tensor, part in ((x, mine), (out, theirs)):
                 for axis in part:
-                    axes.keep(tensor, axis, f"is mixed with the batch by '{node.name}'")
+                    axes.keep(tensor, axis, f"mixed with the batch by '{node.name}'")
         elif len(mine) == len(theirs) == 1:
             axes.tie(x, mine[0], out, theirs[0])
         else:
@@ -121,7 +121,7 @@ def _split(problem: Problem, node: Node) -> None:
     start = 0
     for out in node.outputs:
         if not out:
-            problem.pin(node, "is split with a part left unnamed")
+            problem.pin(node, "split with a part left unnamed")
             return
         size = axes.shape(out)[axis]
         for other in range(axes.rank(x)):
@@ -136,15 +136,15 @@ def _slice(problem: Problem, node: Node) -> None:
     places = indices_of(node, problem.shape(x), problem.numbers(node))
     problem.pin(node, _PARAMETER, slice(1, None))
     if places is None:
-        problem.pin(node, "is cut at computed bounds")
+        problem.pin(node, "cut at computed bounds")
         return
     for axis in range(axes.rank(x)):
         indices = places.get(axis)
         if indices is None:
             axes.tie(x, axis, out, axis)
         elif len(indices) == 0 or (len(indices) > 1 and indices[1] - indices[0] != 1):
-            axes.keep(x, axis, f"is cut in steps by '{node.name}'")
-            axes.keep(out, axis, f"is cut in steps by '{node.name}'")
+            axes.keep(x, axis, f"cut in steps by '{node.name}'")
+            axes.keep(out, axis, f"cut in steps by '{node.name}'")
         else:
             _part(problem, out, x, axis, slice(int(indices[0]), int(indices[-1]) + 1))
 
@@ -159,9 +159,9 @@ def _gather(problem: Problem, node: Node) -> None:
         if before != axis:
             axes.tie(x, before, out, before if before < axis else before + len(shape) - 1)
     if indices is None or len(shape) != 1:
-        axes.keep(x, axis, f"is picked by '{node.name}'")
+        axes.keep(x, axis, f"picked by '{node.name}'")
         for place in range(len(shape)):
-            axes.keep(out, axis + place, f"is picked by '{node.name}'")
+            axes.keep(out, axis + place, f"picked by '{node.name}'")
         return
     # What is picked may leave without what it is picked from, not the other way round.
     taken = np.asarray(indices) % axes.shape(x)[axis]
@@ -177,8 +177,8 @@ def _pad(problem: Problem, node: Node) -> None:
     if pads is None or any(min(pair) < 0 for pair in pads) or node.attributes.get("mode", "constant") != "constant":
         held = range(axes.rank(x)) if pads is None else [a for a, pair in enumerate(pads) if any(pair)]
         for axis in held:
-            axes.keep(x, axis, f"is padded by '{node.name}'")
-            axes.keep(out, axis, f"is padded by '{node.name}'")
+            axes.keep(x, axis, f"padded by '{node.name}'")
+            axes.keep(out, axis, f"padded by '{node.name}'")
         pads = [(0, 0)] * axes.rank(x) if pads is None else pads
         for axis in (a for a in range(axes.rank(x)) if a not in held):
             axes.tie(x, axis, out, axis)
@@ -189,7 +189,7 @@ def _pad(problem: Problem, node: Node) -> None:
         if (before or after) and any(node.inputs[3:4]):
             outside = np.ones(size + before + after, np.bool_)
             outside[before : before + size] = False
-            axes.keep(out, axis, f"is padding of '{node.name}'", outside)
+            axes.keep(out, axis, f"padding of '{node.name}'", outside)
 
 
 def _expand(problem: Problem, node: Node) -> None:
@@ -197,12 +197,12 @@ def _expand(problem: Problem, node: Node) -> None:
     axes, x, out = problem.axes, node.inputs[0], node.outputs[0]
     problem.pin(node, _PARAMETER, slice(1, None))
     if problem.observed.value(node.inputs[1]) is None:
-        problem.pin(node, "is repeated as a computed shape says")
+        problem.pin(node, "repeated as a computed shape says")
         return
     shift = axes.rank(out) - axes.rank(x)
     for axis, size in enumerate(axes.shape(out)):
         if axis < shift or axes.shape(x)[axis - shift] != size:
-            axes.keep(out, axis, f"is repeated by '{node.name}'")
+            axes.keep(out, axis, f"repeated by '{node.name}'")
     align(problem, x, out)
 
 
@@ -212,35 +212,35 @@ def _resize(problem: Problem, node: Node) -> None:
     moved = [a for a in range(axes.rank(x)) if axes.shape(x)[a] != axes.shape(out)[a]]
     sized = len(node.inputs) > 3 and node.inputs[3]
     if node.attributes.get("coordinate_transformation_mode") == "tf_crop_and_resize":
-        problem.pin(node, "is cropped")
+        problem.pin(node, "cropped")
     elif node.attributes.get("axes") or node.attributes.get("keep_aspect_ratio_policy", "stretch") != "stretch":
-        problem.pin(node, "is scaled in a way that is not taken apart")
+        problem.pin(node, "scaled in a way that is not taken apart")
     elif sized and problem.observed.value(node.inputs[3]) is None:
-        problem.pin(node, "is scaled to a computed size")
+        problem.pin(node, "scaled to a computed size")
     else:
-        passing(problem, node, moved, "is scaled")
+        passing(problem, node, moved, "scaled")
 
 
 def _tile(problem: Problem, node: Node) -> None:
     repeats = problem.observed.value(node.inputs[1])
     problem.pin(node, _PARAMETER, slice(1, None))
     if repeats is None:
-        problem.pin(node, "is repeated as often as computed")
+        problem.pin(node, "repeated as often as computed")
         return
-    passing(problem, node, [a for a, n in enumerate(repeats) if n != 1], "is repeated")
+    passing(problem, node, [a for a, n in enumerate(repeats) if n != 1], "repeated")
 
 
 def _shape(problem: Problem, node: Node) -> None:
     """A size that is read as a number must stay as it is; that of the batch is held anyway."""
     axes, x = problem.axes, node.inputs[0]
-    axes.pin(node.outputs[0], "is a shape")
+    axes.pin(node.outputs[0], "a shape")
     rank = axes.rank(x)
     start, end = (int(node.attributes.get(k, d)) for k, d in (("start", 0), ("end", rank)))
     seen = list(range(rank))[slice(start, end)]
     read = _entries_read(problem, node, len(seen))
     for place, axis in enumerate(seen):
         if place in read:
-            axes.keep(x, axis, f"is counted by '{node.name}'")
+            axes.keep(x, axis, f"counted by '{node.name}'")
 
 
 def _entries_read(problem: Problem, node: Node, size: int) -> set[int]:

@@ -14,12 +14,12 @@ def aligned(problem: Problem, node: Node) -> None:
     """Inputs broadcast to the output: axes of equal size go together, an axis of one entry serves all."""
     data = node.inputs[:1] if node.op in UNARY else node.inputs
     if any(node.outputs[1:]) and node.op != "Dropout":
-        problem.pin(node, "is read in several ways")
+        problem.pin(node, "read in several ways")
         return
     for out in filter(None, node.outputs):
         for tensor in filter(None, data):
             align(problem, tensor, out)
-    problem.pin(node, "is a parameter", slice(len(data), None))
+    problem.pin(node, "a parameter", slice(len(data), None))
 
 
 def align(problem: Problem, tensor: str, out: str) -> None:
@@ -47,11 +47,11 @@ def passing(problem: Problem, node: Node, held: Iterable[int], why: str) -> None
 def _per_channel(problem: Problem, node: Node) -> None:
     """BatchNormalization, InstanceNormalization: the parameters have an entry per channel (axis 1)."""
     if any(node.outputs[1:]):
-        problem.pin(node, "is read in several ways")
+        problem.pin(node, "read in several ways")
         return
     spatial = range(2, problem.axes.rank(node.inputs[0]))
     held = spatial if node.op == "InstanceNormalization" else ()
-    passing(problem, node, held, "is normalised over its image")
+    passing(problem, node, held, "normalised over its image")
     for tensor in filter(None, node.inputs[1:]):
         problem.axes.tie(tensor, 0, node.inputs[0], 1)
 
@@ -61,15 +61,15 @@ def _softmax(problem: Problem, node: Node) -> None:
     axis = int(node.attributes.get("axis", -1 if node.since_version >= 13 else 1)) % rank
     # Before opset 13 all axes from this one on were taken as one.
     held = [axis] if node.since_version >= 13 else list(range(axis, rank))
-    passing(problem, node, held, f"is shared out by {node.op}")
+    passing(problem, node, held, f"shared out by {node.op}")
 
 
 def _normalised(problem: Problem, node: Node) -> None:
     """LayerNormalization and RMSNormalization: all from `axis` on are normalised together."""
     rank = problem.axes.rank(node.inputs[0])
     axis = int(node.attributes.get("axis", -1)) % rank
-    passing(problem, node, range(axis, rank), f"is normalised together with others by {node.op}")
-    problem.pin(node, "is a parameter", slice(1, None))
+    passing(problem, node, range(axis, rank), f"normalised together with others by {node.op}")
+    problem.pin(node, "a parameter", slice(1, None))
 
 
 def _normalised_channels(problem: Problem, node: Node) -> None:
@@ -82,31 +82,31 @@ def _normalised_channels(problem: Problem, node: Node) -> None:
         "LpNormalization": [int(node.attributes.get("axis", -1)) % rank],
         "MeanVarianceNormalization": [a % rank for a in node.attributes.get("axes", [0, 2, 3])],
     }[node.op]
-    passing(problem, node, held, f"is normalised together with others by {node.op}")
-    problem.pin(node, "is a parameter", slice(1, None))
+    passing(problem, node, held, f"normalised together with others by {node.op}")
+    problem.pin(node, "a parameter", slice(1, None))
 
 
 def _pooled(problem: Problem, node: Node) -> None:
     if any(node.outputs[1:]):
-        problem.pin(node, "is read by its place")
+        problem.pin(node, "read by its place")
         return
-    passing(problem, node, range(2, problem.axes.rank(node.inputs[0])), "is a place in the image")
+    passing(problem, node, range(2, problem.axes.rank(node.inputs[0])), "a place in the image")
 
 
 def _reduced(problem: Problem, node: Node) -> None:
     """What is summed up may lack zeros; means and maxima need all."""
     axes, x, out = problem.axes, node.inputs[0], node.outputs[0]
     taken = reduced_axes(node, problem.shape(x), problem.numbers(node))
-    problem.pin(node, "is a parameter", slice(1, None))
+    problem.pin(node, "a parameter", slice(1, None))
     if taken is None:
-        problem.pin(node, f"is summed up over computed axes by {node.op}")
+        problem.pin(node, f"summed up over computed axes by {node.op}")
         return
     kept = [a for a in range(axes.rank(x)) if a not in taken]
     for axis in taken:
         dispensable = None
         if node.op in ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"):
             dispensable = ~problem.zero(x, axis)
-        axes.keep(x, axis, f"counts in the {node.op} '{node.name}'", dispensable)
+        axes.keep(x, axis, f"counted in the {node.op} '{node.name}'", dispensable)
     for place, axis in enumerate(kept):
         axes.tie(x, axis, out, axis if node.attributes.get("keepdims", 1) else place)
 
@@ -120,7 +120,7 @@ def _quantised(problem: Problem, node: Node) -> None:
         if problem.axes.rank(tensor) == 1 and rank and problem.shape(tensor)[0] == problem.shape(node.inputs[0])[axis]:
             problem.axes.tie(tensor, 0, node.inputs[0], axis)
         elif max(problem.shape(tensor), default=1) > 1:
-            problem.pin(node, "is quantised in blocks")
+            problem.pin(node, "quantised in blocks")
 
 
 RULES: dict[str, Callable[[Problem, Node], None]] = {

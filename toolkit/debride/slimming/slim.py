@@ -43,6 +43,7 @@ def slim(
     spec: InputSpec | None = None,
     images: FloatArray | None = None,
     runtime: Runtime | None = None,
+    align: int = 1,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> Slimmed:
@@ -50,7 +51,8 @@ def slim(
 
     Structure, names, opset and metadata stay; local functions are inlined. Outputs are compared on random inputs, and
     on `images` (N, C, H, W in 0..1, encoded by `spec`) where given. A channel that cannot go stays, with the reason;
-    where the outputs differ by more than `TOLERANCE` of their spread, all stay.
+    where the outputs differ by more than `TOLERANCE` of their spread, all stay. With `align`, a convolution whose width
+    is a multiple of it keeps a multiple: onnxruntime's fast convolutions on CPUs want multiples of 4.
 
     Raises:
         ModelError: onnxruntime cannot run the model, or its input size is open and `spec` does not say it.
@@ -63,7 +65,7 @@ def slim(
     observed = observe(proto, graph, spec, runtime, name)
     progress("slimming", 1, _STEPS, "channels")
     ready = prepared(graph, observed)
-    problem = solve(ready.graph, ready.observed)
+    problem = solve(ready.graph, ready.observed, align)
     facts = _facts(problem, spec)
     if not any(problem.axes.changes(tensor) for tensor in observed.shapes):
         cost = _cost(proto, graph, observed.shapes, observed)
@@ -152,7 +154,7 @@ def _stays(problem: Problem, group: ChannelGroup) -> str:
     """Why the channel of `group` stays; "" where it leaves."""
     axes = problem.axes
     if not axes.knows(group.edge):
-        return "its shape is not known"
+        return "in a shape that is not known"
     return axes.reason(group.edge, group.axis % axes.rank(group.edge), group.channel)
 
 

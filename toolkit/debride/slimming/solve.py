@@ -19,10 +19,11 @@ from debride.slimming.rules import apply
 from debride.slimming.shuffles import find_shuffles
 
 
-def solve(graph: Graph, observed: Observed) -> Problem:
+def solve(graph: Graph, observed: Observed, align: int = 1) -> Problem:
     """`graph` with what may leave along every axis of every tensor marked in `axes`.
 
-    An index leaves where the graph's outputs are the same without it; at least one is left along every axis.
+    An index leaves where the graph's outputs are the same without it; at least one is left along every axis. A
+    convolution whose width is a multiple of `align` keeps a multiple of it.
     """
     index = Index(graph)
     problem = Problem(
@@ -37,7 +38,7 @@ def solve(graph: Graph, observed: Observed) -> Problem:
     nodes = [node for node in graph.nodes if node.name in needed]
     _pin_ends(problem, nodes)
     _settle(problem, reversed(nodes), nodes)
-    while _keep_one(problem, nodes) or _keep_carrier(problem, nodes):
+    while _keep_one(problem, nodes) or _keep_carrier(problem, nodes) or _keep_aligned(problem, nodes, align):
         _settle(problem, (), nodes)
     return problem
 
@@ -46,19 +47,19 @@ def _pin_ends(problem: Problem, nodes: Iterable[Node]) -> None:
     """What the rules say nothing of: inputs, outputs, what nobody needs, insides of subgraphs and of shuffles."""
     axes, graph = problem.axes, problem.graph
     for value in graph.inputs:
-        axes.pin(value.name, "is an input of the graph")
+        axes.pin(value.name, "an input of the graph")
     for value in graph.outputs:
-        axes.pin(value.name, "is an output of the graph")
+        axes.pin(value.name, "an output of the graph")
     read = {tensor for node in nodes for tensor in node.inputs}
     for tensor in set(problem.observed.shapes) - read:
-        axes.pin(tensor, "is read by nobody")
+        axes.pin(tensor, "read by nobody")
     for node in nodes:
         for tensor in inner_reads(node):
-            axes.pin(tensor, f"is read inside '{node.name}'")
+            axes.pin(tensor, f"read inside '{node.name}'")
         if node.name in problem.shuffles:
             for tensor in (*node.inputs[1:], *node.outputs):
                 if tensor and tensor != problem.shuffles[node.name].out:
-                    axes.pin(tensor, "is put in order by a shuffle")
+                    axes.pin(tensor, "put in order by a shuffle")
 
 
 def inner_reads(node: Node) -> set[str]:
@@ -107,7 +108,7 @@ def _keep_one(problem: Problem, nodes: Iterable[Node]) -> bool:
                 if len(leaves) and leaves.all():
                     first = leaves.copy()
                     first[1:] = False
-                    axes.keep(tensor, axis, "is the last of its layer", first)
+                    axes.keep(tensor, axis, "the last of its layer", first)
                     return True
     return False
 
@@ -122,6 +123,22 @@ def _keep_carrier(problem: Problem, nodes: Iterable[Node]) -> bool:
         if found is not None:
             reading, channel = found
             where = np.arange(problem.axes.shape(reading.x)[reading.axis]) == channel
-            problem.axes.keep(reading.x, reading.axis, f"carries the constants of others into '{node.name}'", where)
+            problem.axes.keep(reading.x, reading.axis, f"carrying the constants of others into '{node.name}'", where)
+            return True
+    return False
+
+
+def _keep_aligned(problem: Problem, nodes: Iterable[Node], align: int) -> bool:
+    """Hold channels of the first convolution whose width is no multiple any more; whether there was one."""
+    axes = problem.axes
+    for node in nodes:
+        out = node.outputs[0]
+        if node.op not in ("Conv", "ConvTranspose") or node.domain or not axes.knows(out):
+            continue
+        leaves = axes.leaves(out, 1)
+        short = -int((~leaves).sum()) % align
+        if leaves.any() and short and len(leaves) % align == 0:
+            why = f"held so that the width of its layer is a multiple of {align}"
+            axes.keep(out, 1, why, leaves & (np.cumsum(leaves) <= short))
             return True
     return False
