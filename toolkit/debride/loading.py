@@ -11,11 +11,13 @@ from debride.conversion.source import Source
 from debride.errors import ImagesError, ModelError
 from debride.graph.channels import find_groups
 from debride.graph.read import Model, read_model
+from debride.graph.seen import Seen, seen
 from debride.images import check_labels, draw_per_class, load_images, split
 from debride.proxy.interpreter import Proxy
 from debride.proxy.parity import check_parity
 from debride.sessions import Runtime, Session, predictor
 from debride.settings import Settings
+from debride.slimming.observe import observe
 from debride.spec import declare, resolve_spec, sidecar_of
 from debride.types import ChannelGroup, Conversion, FileFacts, InputSpec, Predict, Refused, Samples
 
@@ -28,7 +30,8 @@ _BATCH_TOLERANCE = 1e-4
 class Loaded:
     """`fit` and `held_out` always carry labels: the given ones (`labelled`), or the delivered model's own answers.
 
-    `facts` are those of the file that the user named, `conversion` how `model` was made of it (None: it is ONNX).
+    `seen` are the tensors' types and shapes as they were when the graph ran. `facts` are those of the file that the
+    user named, `conversion` how `model` was made of it (None: it is ONNX).
     """
 
     model: Model
@@ -43,6 +46,7 @@ class Loaded:
     labelled: bool
     n_classes: int
     groups: tuple[ChannelGroup, ...]
+    seen: Seen
     refused: tuple[Refused, ...]
     parity: float
     warnings: tuple[str, ...]
@@ -83,7 +87,9 @@ def load(source: Source, images_path: Path, settings: Settings) -> Loaded:
             f"{images_path}: of {len(fit)} images to fit and {len(held_out)} to check, one part shows a single class; "
             "give two images of every class or more"
         )
-    groups, refused = find_groups(model.graph, resolved.spec.output or model.graph.outputs[0].name)
+    observed = observe(model.working, model.graph, resolved.spec, runtime, source.origin.name)
+    ranks = {tensor: len(shape) for tensor, shape in observed.shapes.items()}
+    groups, refused = find_groups(model.graph, resolved.spec.output or model.graph.outputs[0].name, ranks)
     facts = FileFacts(name=source.path.name, sha256=model.sha256, size=model.size)
     return Loaded(
         model=model,
@@ -98,6 +104,7 @@ def load(source: Source, images_path: Path, settings: Settings) -> Loaded:
         labelled=samples.labels is not None,
         n_classes=n_classes,
         groups=groups,
+        seen=seen(observed.open_shapes(), observed.dtypes),
         refused=refused,
         parity=parity,
         warnings=resolved.warnings,

@@ -211,7 +211,7 @@ def exact_game(loaded: Loaded, gone: Sequence[int], stakes: tuple[Stake, Stake])
     scores = loaded.spec.output or loaded.model.graph.outputs[0].name
     return ChannelGame(
         len(loaded.groups),
-        lambda columns: gated_parts(proto, [loaded.groups[i] for i in columns], scores),
+        lambda columns: gated_parts(proto, [loaded.groups[i] for i in columns], scores, loaded.seen),
         loaded.spec,
         stakes,
         loaded.runtime,

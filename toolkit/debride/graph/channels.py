@@ -6,6 +6,8 @@ BatchNormalization (or the constant Mul and Add that some exporters write in its
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from debride.graph.ir import Graph, Node
 from debride.graph.layers import Layer, Unfit, extended, layer_of
 from debride.graph.walk import Index
@@ -15,15 +17,18 @@ _LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"))
 _QUANTISED = frozenset(("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger"))
 
 
-def find_groups(graph: Graph, scores: str) -> tuple[tuple[ChannelGroup, ...], tuple[Refused, ...]]:
+def find_groups(
+    graph: Graph, scores: str, ranks: Mapping[str, int] | None = None
+) -> tuple[tuple[ChannelGroup, ...], tuple[Refused, ...]]:
     """All players of `graph` on the way to the tensor `scores`, in topological order, and the layers that are none.
 
     A layer is a Conv, ConvTranspose, Gemm, a MatMul with a constant right operand, or an Einsum with a constant one,
     whose channels are then the weight's own letter, or the first of them (the heads). Those that make the class scores
     themselves (no layer comes after them) are refused, and those whose channels cannot be zeroed exactly; each
-    refusal names the layer and says why. `ChannelGroup.axis` counts from the front; -1 where the rank is unknown.
+    refusal names the layer and says why. `ChannelGroup.axis` counts from the front; -1 where neither
+    the operators nor `ranks` tell the rank.
     """
-    index = Index(graph)
+    index = Index(graph, ranks)
     on_the_way = index.ancestors([scores])
     last = index.ancestors([scores], lambda node: _is_layer(node, index))
     groups: list[ChannelGroup] = []

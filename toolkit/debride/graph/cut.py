@@ -13,7 +13,7 @@ from onnx import TensorProto
 from debride.errors import SurgeryError
 from debride.graph.batch import BATCH
 from debride.graph.gates import MASK
-from debride.graph.infer import value_infos
+from debride.graph.seen import Seen, infos_of
 from debride.graph.tail import LinearTail, linear_tail
 
 __all__ = ["LinearTail", "linear_tail", "split_at"]
@@ -22,20 +22,21 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorPro
 
 
 def split_at(
-    proto: onnx.ModelProto, edges: Collection[str], scores: str | None = None
+    proto: onnx.ModelProto, edges: Collection[str], scores: str | None = None, known: Seen | None = None
 ) -> tuple[onnx.ModelProto, onnx.ModelProto, tuple[str, ...]]:
     """`(prefix, suffix, frontier)`: prefix maps the inputs to the frontier, suffix maps the frontier to `scores`.
 
     The suffix holds the nodes that make `edges` and all that depends on them, or on the gates' mask where `proto` is
     gated (split a gated graph by its edges: the layers before the gates then stay in the prefix). `scores` is any
     float tensor, by default the first output. Values that follow from constants or from shapes alone are computed
-    where they are read, so every frontier tensor is a float with the batch first; an input may be one.
+    where they are read, so every frontier tensor is a float with the batch first; an input may be one. `known` are
+    shapes where inference finds none.
 
     Raises:
         SurgeryError: `scores` does not depend on `edges`, or a frontier tensor's type cannot be inferred.
     """
     scores = scores or proto.graph.output[0].name
-    infos = value_infos(proto)
+    infos = infos_of(proto, known)
     late = _dependants(proto.graph, {*edges, MASK})
     if scores not in late:
         raise SurgeryError(f"'{scores}' depends on none of the gated tensors; nothing is to be cut")

@@ -13,18 +13,20 @@ from onnx import TensorProto, helper
 
 from debride.errors import SurgeryError
 from debride.graph.batch import add_initializer
-from debride.graph.infer import shape_of, value_infos
+from debride.graph.infer import shape_of
+from debride.graph.seen import Seen, infos_of
 from debride.types import ChannelGroup
 
 MASK = "debride.mask"
 _UNGATED = ".ungated"
 
 
-def gate(proto: onnx.ModelProto, groups: Sequence[ChannelGroup]) -> onnx.ModelProto:
+def gate(proto: onnx.ModelProto, groups: Sequence[ChannelGroup], known: Seen | None = None) -> onnx.ModelProto:
     """A copy of `proto` with the input `MASK`, float32 (batch or 1, P): column p multiplies the channel of groups[p].
 
     A row of ones changes nothing; a zero equals zeroing the group's slices. Everybody who reads the edge reads the
-    masked tensor, the graph's outputs included. Channels of an edge that are no players stay as they are.
+    masked tensor, the graph's outputs included. Channels of an edge that are no players stay as they are. `known` are
+    shapes where inference finds none.
 
     Raises:
         SurgeryError: no groups, an edge that no node of the main graph makes, or one of unknown rank.
@@ -33,7 +35,7 @@ def gate(proto: onnx.ModelProto, groups: Sequence[ChannelGroup]) -> onnx.ModelPr
         raise SurgeryError("no players to gate; find channel groups first")
     gated = onnx.ModelProto()
     gated.CopyFrom(proto)
-    infos = value_infos(proto)
+    infos = infos_of(proto, known)
     players = _by_edge(groups)
     edges = {edge: _Edge(edge, infos.get(edge), groups[columns[0]].axis) for edge, columns in players.items()}
     source, ones = _mask_source(gated, groups, players, edges)

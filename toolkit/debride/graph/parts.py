@@ -10,6 +10,7 @@ import onnx
 from debride.graph.cut import split_at
 from debride.graph.gates import MASK, gate
 from debride.graph.parse import parse
+from debride.graph.seen import Seen
 from debride.graph.tail import linear_tail
 from debride.types import ChannelGroup
 
@@ -29,8 +30,10 @@ class Parts:
     linear: bool
 
 
-def gated_parts(proto: onnx.ModelProto, groups: Sequence[ChannelGroup], scores: str) -> Parts:
-    """Gate `groups` and cut before the first of them.
+def gated_parts(
+    proto: onnx.ModelProto, groups: Sequence[ChannelGroup], scores: str, known: Seen | None = None
+) -> Parts:
+    """Gate `groups` and cut before the first of them; `known` are shapes where inference finds none.
 
     Raises:
         SurgeryError: the graph cannot be gated or cut there; the message says why.
@@ -39,7 +42,7 @@ def gated_parts(proto: onnx.ModelProto, groups: Sequence[ChannelGroup], scores: 
     # A sum over the channels of one edge only: masks on two edges multiply.
     tail = linear_tail(parse(proto), groups[0].edge, scores, groups[0].axis) if len(edges) == 1 else None
     scores = tail.logits if tail else scores
-    prefix, suffix, frontier = split_at(gate(proto, groups), edges, scores)
+    prefix, suffix, frontier = split_at(gate(proto, groups, known), edges, scores, known)
     return Parts(
         prefix=prefix.SerializeToString(),
         suffix=suffix.SerializeToString(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy.typing as npt
@@ -15,12 +15,12 @@ Reader = tuple[Node, int]
 
 
 class Index:
-    """Producers, readers and (where the operators tell) ranks of the tensors of `graph`."""
+    """Producers, readers and ranks of the tensors of `graph`: `ranks` as known, else as far as the operators tell."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, ranks: Mapping[str, int] | None = None) -> None:
         self.graph = graph
         self.ends = frozenset(v.name for v in graph.outputs)
-        self.ranks = ranks_of(graph)
+        self.ranks = {**ranks_of(graph), **(ranks or {})}
         self._producers = {tensor: node for node in graph.nodes for tensor in node.outputs if tensor}
         self._readers: dict[str, list[Reader]] = defaultdict(list)
         for node in graph.nodes:

@@ -29,7 +29,7 @@ Feeds = Mapping[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Observed:
-    """`shapes` of all tensors at a batch of `batch` images, constants included, and which axes follow the batch.
+    """`shapes` and `dtypes` of all tensors, constants too, at a batch of `batch` images; which axes follow the batch.
 
     `smallest` is the smallest batch that the graph takes: 1 unless it is fixed.
     `values` are those of integer tensors of at most 4096 elements that follow from shapes and constants alone and are
@@ -40,10 +40,18 @@ class Observed:
     batch: int
     smallest: int
     shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, np.dtype[Any]]
     varying: Mapping[str, frozenset[int]]
     values: Mapping[str, npt.NDArray[Any]]
     derived: frozenset[str]
     flexible: bool
+
+    def open_shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """The shapes, with None along the axes that follow the batch."""
+        return {
+            tensor: tuple(None if axis in self.varying[tensor] else size for axis, size in enumerate(shape))
+            for tensor, shape in self.shapes.items()
+        }
 
     def value(self, tensor: str) -> list[int] | None:
         """The whole numbers in `tensor`, flattened, where every batch gives the same."""
@@ -92,9 +100,9 @@ def observe(proto: onnx.ModelProto, graph: Graph, spec: InputSpec | None, runtim
     open_batch = any(v.shape and v.shape[0] is None for v in graph.inputs)
     session = Session(_talkative(proto, tensors), runtime, name)
     batches = BATCHES if open_batch else BATCHES[:1]
-    runs = [_run(session, random_feeds(graph, spec, batch, batch), tensors) for batch in batches]
-    runs = [({**shapes, **{k: v.shape for k, v in graph.constants.items()}}, numbers) for shapes, numbers in runs]
-    (first, numbers), others = runs[0], runs[1:]
+    (first, dtypes, numbers), *others = (
+        _run(session, random_feeds(graph, spec, batch, batch), tensors, graph.constants) for batch in batches
+    )
     derived = _derived(graph)
     batch = BATCHES[0] if open_batch else _fixed(graph)
     constants = {name: array for name, array in graph.constants.items() if _is_small(array)}
@@ -102,15 +110,16 @@ def observe(proto: onnx.ModelProto, graph: Graph, spec: InputSpec | None, runtim
         batch=batch,
         smallest=1 if open_batch else batch,
         shapes=first,
+        dtypes=dtypes,
         varying={
-            tensor: frozenset().union(*(_differing(shape, other[tensor]) for other, _ in others))
+            tensor: frozenset().union(*(_differing(shape, other[tensor]) for other, _, _ in others))
             for tensor, shape in first.items()
         },
         values={
             tensor: array
             for tensor, array in {**numbers, **constants}.items()
             if tensor in derived
-            and (tensor in constants or all(np.array_equal(array, other[tensor]) for _, other in others))
+            and (tensor in constants or all(np.array_equal(array, other[tensor]) for _, _, other in others))
         },
         derived=frozenset(derived),
         flexible=any(size is None for v in graph.inputs for size in (v.shape or ())[1:]),
@@ -118,13 +127,17 @@ def observe(proto: onnx.ModelProto, graph: Graph, spec: InputSpec | None, runtim
 
 
 def _run(
-    session: Session, feeds: Feeds, tensors: Sequence[str]
-) -> tuple[dict[str, tuple[int, ...]], dict[str, npt.NDArray[Any]]]:
-    """The shapes of all `tensors` and of the inputs, and the values of small whole-number ones."""
+    session: Session, feeds: Feeds, tensors: Sequence[str], constants: Feeds
+) -> tuple[dict[str, tuple[int, ...]], dict[str, np.dtype[Any]], dict[str, npt.NDArray[Any]]]:
+    """Shapes and types of `tensors`, inputs and constants; the values of small whole-number `tensors` and inputs."""
     found = {**dict(zip(tensors, session.run(feeds, tensors), strict=True)), **feeds}
     arrays = {tensor: array for tensor, array in found.items() if isinstance(array, np.ndarray)}
+    numbers = {tensor: array for tensor, array in arrays.items() if _is_small(array)}
     shapes = {tensor: array.shape for tensor, array in arrays.items()}
-    return shapes, {tensor: array for tensor, array in arrays.items() if _is_small(array)}
+    dtypes = {tensor: array.dtype for tensor, array in arrays.items()}
+    for name, array in constants.items():
+        shapes[name], dtypes[name] = array.shape, array.dtype
+    return shapes, dtypes, numbers
 
 
 def _is_small(array: npt.NDArray[Any]) -> bool:

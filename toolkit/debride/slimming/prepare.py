@@ -59,6 +59,7 @@ def prepared(graph: Graph, observed: Observed) -> Prepared:
         observed=replace(
             observed,
             shapes={**observed.shapes, **{name: value.shape for name, value in values.items()}},
+            dtypes={**observed.dtypes, **{name: value.dtype for name, value in values.items()}},
             varying={**observed.varying, **dict.fromkeys(values, frozenset())},
             values={**observed.values, **small},
         ),

@@ -126,7 +126,8 @@ def _halves(graph: Graph) -> bool:
 def _facts(problem: Problem, spec: InputSpec | None) -> Slimming:
     """Which channels leave, which zeroed ones stay and why; costs are filled in later."""
     graph = problem.graph
-    groups, _ = find_groups(graph, (spec and spec.output) or graph.outputs[0].name)
+    ranks = {tensor: len(shape) for tensor, shape in problem.observed.shapes.items()}
+    groups, _ = find_groups(graph, (spec and spec.output) or graph.outputs[0].name, ranks)
     makers = {node.name: node for node in graph.nodes}
     nothing = Cost(size=0, parameters=0, macs=0)
     dead = left = channels = 0
