@@ -6,42 +6,148 @@ run with images run one by one, and reads the model with `free=False` if they di
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import numpy as np
 import onnx
+import onnx.shape_inference
 from onnx import numpy_helper
 
+from debride.graph.batch_axes import Batch, Unfree
 from debride.graph.hollow import constant_tensor, is_large
-from debride.graph.infer import shape_of, value_infos
+from debride.graph.infer import folded_infos, inferred, shape_of
+from debride.graph.parse import opset_of
 
 BATCH = "batch"
+_EXPAND = 8
 
 
 def free_batch(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of `proto` whose image inputs (rank 4) and outputs have a symbolic first dimension.
 
-    Constant Reshape targets that bake the batch size in let their leading dimension follow (-1), with the others as
-    shape inference finds them. Nodes keep their names, order and outputs; a model without a fixed batch is copied
-    unchanged.
+    Constant shapes that bake the batch size in let that dimension follow, and constants that are joined to images are
+    repeated for each. Nodes keep their names, order and outputs, new ones come between. A model without a fixed batch,
+    or whose batch cannot be freed, is copied unchanged.
     """
     free = onnx.ModelProto()
     free.CopyFrom(proto)
     initializers = {tensor.name for tensor in proto.graph.initializer}
-    images = [v for v in free.graph.input if v.name not in initializers and _fixed_batch(v)]
+    images = [v.name for v in free.graph.input if v.name not in initializers and _fixed_batch(v)]
     if not images:
         return free
-    size = images[0].type.tensor_type.shape.dim[0].dim_value
-    targets = _reshape_targets(proto, {v.name for v in images})
-    for index, target in targets.items():
-        node = free.graph.node[index]
-        node.input[1] = add_initializer(free, f"{node.input[1]}_freed", np.asarray(target, np.int64))
-        for attribute in [a for a in node.attribute if a.name == "allowzero"]:
-            node.attribute.remove(attribute)
-    for value in (*images, *free.graph.output):
+    infos, values = folded_infos(proto)
+    size = (shape_of(infos[images[0]]) or [0])[0]
+    batch = Batch(
+        size=size,
+        axes=dict.fromkeys(images, 0),
+        shapes={name: shape_of(value) for name, value in infos.items()},
+        constants=_constants(proto),
+        values=values,
+    )
+    try:
+        for index, node in enumerate(proto.graph.node):
+            batch.visit(index, node)
+        _rewrite(free, batch, images[0])
+        _rename(free, batch, images)
+        _check(free, images, size)
+    except (Unfree, onnx.shape_inference.InferenceError):
+        free.CopyFrom(proto)
+    return free
+
+
+def _rename(free: onnx.ModelProto, batch: Batch, images: list[str]) -> None:
+    inside = [value.name for value in free.graph.output if batch.axes.get(value.name) != 0 or value.name in batch.outer]
+    if inside and len(inside) == len(free.graph.output):
+        raise Unfree(f"output '{inside[0]}' has its batch inside")
+    for value in (*free.graph.input, *free.graph.output):
         dims = value.type.tensor_type.shape.dim
-        if dims and dims[0].dim_value == size:
+        if dims and (value.name in images or (dims[0].dim_value == batch.size and batch.axes.get(value.name) == 0)):
             dims[0].dim_param = BATCH
     del free.graph.value_info[:]  # stale: it still says the fixed size
-    return free
+
+
+def _rewrite(free: onnx.ModelProto, batch: Batch, image: str) -> None:
+    """Put the new constants in place, and the nodes that repeat what has no batch."""
+    opset, before = opset_of(free), dict[int, list[onnx.NodeProto]]()
+    for (index, position), target in batch.targets.items():
+        node = free.graph.node[index]
+        node.input[position] = add_initializer(free, f"{node.input[position]}_freed", np.asarray(target, np.int64))
+        if index in batch.reshapes:
+            node.op_type = "Reshape"
+        for attribute in [a for a in node.attribute if a.name in ("allowzero", "axis")]:
+            node.attribute.remove(attribute)
+    for (index, position), (axis, entries) in batch.spread.items():
+        if opset < _EXPAND:
+            raise Unfree("opset 7 has no Expand")
+        node, shape = free.graph.node[index], batch.shapes[free.graph.node[index].input[position]]
+        if not shape or not all(shape):
+            raise Unfree(f"the shape of '{node.input[position]}' is unknown")
+        nodes = list(_repeated(free, node, position, axis, entries, shape, image, batch.size))
+        node.input[position] = nodes[-1].output[0]
+        before.setdefault(index, []).extend(nodes)
+    if before:
+        nodes = [made for index, node in enumerate(free.graph.node) for made in (*before.get(index, ()), node)]
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del free.graph.node[:]
+        free.graph.node.extend(copies)
+
+
+def _repeated(
+    free: onnx.ModelProto,
+    node: onnx.NodeProto,
+    position: int,
+    axis: int,
+    entries: int,
+    shape: list[int],
+    image: str,
+    size: int,
+) -> Iterator[onnx.NodeProto]:
+    """Nodes that repeat an input of `node`, of `entries` along `axis` for each image, as often as there are images."""
+    stem = f"{node.output[0]}_freed{position}"
+
+    def made(op: str, *inputs: str, **attributes: Any) -> onnx.NodeProto:
+        name = f"{stem}_{op.lower()}{len(names)}"
+        names.append(name)
+        return onnx.helper.make_node(op, list(inputs), [name], name=name, **attributes)
+
+    def constant(array: Sequence[int]) -> str:
+        return add_initializer(free, f"{stem}_const", np.asarray(array, np.int64))
+
+    names: list[str] = []
+    tensor = node.input[position]
+    if size > 1:  # what it has for the first image; what differs between images shows when they are compared
+        yield made("Gather", tensor, constant(range(entries)), axis=axis)
+        tensor = names[-1]
+    one, rest = shape[:axis], shape[axis + 1 :]
+    yield made("Reshape", tensor, constant([*one, 1, entries, *rest]))
+    grouped = names[-1]
+    yield made("Shape", image)
+    yield made("Gather", names[-1], constant([0]), axis=0)
+    # Expand takes 1 for "as it is".
+    parts = [constant([1] * axis)] if axis else []
+    yield made("Concat", *parts, names[-1], constant([1] * (len(rest) + 1)), axis=0)
+    yield made("Expand", grouped, names[-1])
+    yield made("Reshape", names[-1], constant([*one, -1, *rest]))
+
+
+def _check(free: onnx.ModelProto, images: list[str], size: int) -> None:
+    """Let shape inference look for contradictions at another batch. Raises `Unfree` or `InferenceError`."""
+    other = 3 * size
+    tried = onnx.ModelProto()
+    tried.CopyFrom(free)
+    for value in tried.graph.input:
+        if value.name in images:
+            value.type.tensor_type.shape.dim[0].dim_value = other
+    ends = [list(value.type.tensor_type.shape.dim) for value in tried.graph.output]
+    batched = [bool(dims) and dims[0].dim_param == BATCH for dims in ends]
+    for value in tried.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    infos = inferred(tried)
+    for value, has in zip(tried.graph.output, batched, strict=True):
+        shape = shape_of(infos.get(value.name))
+        if has and shape and shape[0] not in (0, other):
+            raise Unfree(f"output '{value.name}' keeps its batch")
 
 
 def add_initializer(proto: onnx.ModelProto, name: str, array: np.ndarray) -> str:
@@ -75,29 +181,6 @@ def tensor_names(proto: onnx.ModelProto) -> set[str]:
 def _fixed_batch(value: onnx.ValueInfoProto) -> bool:
     dims = value.type.tensor_type.shape.dim
     return len(dims) == 4 and dims[0].dim_value > 0
-
-
-def _reshape_targets(proto: onnx.ModelProto, images: set[str]) -> dict[int, list[int]]:
-    """New targets, by node index, of the Reshapes on the images' way that name their leading dimension."""
-    constants = _constants(proto)
-    infos = value_infos(proto)
-    flowing = set(images)
-    targets: dict[int, list[int]] = {}
-    for index, node in enumerate(proto.graph.node):
-        if not flowing.intersection(node.input):
-            continue
-        flowing.update(node.output)
-        if node.op_type != "Reshape" or node.input[0] not in flowing or node.input[1] not in constants:
-            continue
-        target = constants[node.input[1]].tolist()
-        if not target or target[0] in (0, -1):
-            continue
-        full = shape_of(infos.get(node.output[0])) if -1 in target or 0 in target else target
-        if full is not None and all(dim > 0 for dim in full):
-            targets[index] = [-1, *full[1:]]
-        elif -1 in target:  # the remainder is taken: let the leading dimension be copied from the input
-            targets[index] = [0, *target[1:]]
-    return targets
 
 
 def _constants(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
