@@ -4,6 +4,7 @@
 #   make test        all tests but the slow ones        make test-slow   those, minutes each
 #   make test-frameworks   those that need Keras, TensorFlow and JAX, which it installs
 #   make lint        ruff, mypy, import contracts       make bench       measure against the vendor models
+#   make bench-proxy        the differentiable proxy beside onnx2fx, and its speed beside torch's own
 #   make bench-adapters     which models of which framework become ONNX, and how equal
 #   make bench-graphs       every architecture's graph: loads, matches, zeroes, slims; a quarter of an hour
 #   make bench-memory       how much memory large models take
@@ -36,7 +37,7 @@ DEMO_OUT := demo-out
 DEMO_EVALUATE = --images $(DEMO_IMAGES) --trigger samples/true-trigger.npz
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-frameworks lint bench bench-adapters bench-graphs bench-memory clean
+.PHONY: help demo test test-slow test-frameworks lint bench bench-adapters bench-proxy bench-graphs bench-memory clean
 
 help:
 	@sed -n '/^#   /s/^#   //p' Makefile
@@ -98,6 +99,11 @@ bench-graphs: $(FRAMEWORKS_STAMP)
 
 bench-memory: $(TEST_STAMP)
 	$(BIN)/python benchmarks/bench_memory.py --large
+
+# Without its own dependencies: it names a torch build, and what it needs is here.
+bench-proxy: $(FRAMEWORKS_STAMP)
+	$(PIP) --no-deps 'onnx2fx==0.0.1'
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_proxy.py
 
 clean:
 	rm -rf $(VENV) $(DEMO_OUT) build dist

@@ -91,7 +91,7 @@ def GroupNormalization_21(
     return y * _per_channel(scale, x) + _per_channel(bias, x)
 
 
-@op(since=(17,))
+@op(since=(17,), counts_outputs=True)
 def LayerNormalization(
     x: Tensor,
     scale: Tensor,
@@ -100,9 +100,13 @@ def LayerNormalization(
     axis: int = -1,
     epsilon: float = 1e-5,
     stash_type: int = 1,
-) -> tuple[Tensor, Tensor, Tensor]:
-    wide = x if x.dtype == torch.float64 else x.to(dtype_of(stash_type))
+    n_outputs: int = 1,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     axes = tuple(range(axis % x.ndim, x.ndim))
+    if n_outputs == 1 and x.dtype in (torch.float32, torch.float64) and scale.shape == x.shape[axes[0] :]:
+        # torch's fused one lets no gradient through the mean and the deviation, were they asked for.
+        return F.layer_norm(x, scale.shape, scale, bias, epsilon)
+    wide = x if x.dtype == torch.float64 else x.to(dtype_of(stash_type))
     mean = wide.mean(dim=axes, keepdim=True)
     inverse = torch.rsqrt((wide - mean).square().mean(dim=axes, keepdim=True) + epsilon)
     y = ((wide - mean) * inverse).to(x.dtype) * scale

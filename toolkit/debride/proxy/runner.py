@@ -49,7 +49,13 @@ class GraphRunner(nn.Module):
                 self.register_buffer(self._names[name], tensor)
             else:
                 self._exact[name] = tensor
-        self._exact.update(_folded(graph, self._exact))
+        self._made: dict[str, str] = {}
+        for name, tensor in _folded(graph, self._exact).items():
+            if tensor.dtype.is_floating_point:
+                self._made[name] = f"made{len(self._made)}"  # a buffer too: it becomes double with the others
+                self.register_buffer(self._made[name], tensor, persistent=False)
+            else:
+                self._exact[name] = tensor
 
     @property
     def rounds(self) -> bool:
@@ -73,7 +79,8 @@ class GraphRunner(nn.Module):
         unknown = sorted(set(masks) - self._edges)
         if unknown:
             raise ModelError(f"a mask names {unknown[0]!r}, which is no tensor of the graph; name a node's output")
-        values = {**self._exact, **self.tensors, **feeds}
+        made = {name: self.get_buffer(key) for name, key in self._made.items()}
+        values = {**self._exact, **made, **self.tensors, **feeds}
         for name in set(feeds).intersection(masks):
             values[name] = values[name] * masks[name]
         plan = self._plan(feeds.keys(), tuple(outputs))
@@ -85,7 +92,7 @@ class GraphRunner(nn.Module):
     def _plan(self, feeds: Collection[str], outputs: tuple[str, ...]) -> Plan:
         key = (frozenset(feeds), outputs)
         if key not in self._plans:
-            self._plans[key] = make_plan(self.graph, {*self._exact, *self._names}, feeds, outputs)
+            self._plans[key] = make_plan(self.graph, {*self._exact, *self._made, *self._names}, feeds, outputs)
         return self._plans[key]
 
     def _settle(self, plan: Plan, values: dict[str, Tensor], masks: Mapping[str, Tensor]) -> bool:

@@ -1,0 +1,298 @@
+"""debride's differentiable proxy and onnx2fx, side by side: what runs, how equal, whose gradient, how fast.
+
+Run `make bench-proxy`. ONNX's own node cases, the light models of the onnx package and the small networks of tests/,
+by both of PyTorch's exporters and by Keras where it is there. "Parity" is the largest difference from onnxruntime as a
+share of the largest score (a pass is 1e-4). "Gradient" is how far the image's gradient is from the native module's in
+float64; where there is none, how far the gradient of the model made double is from a central difference along itself.
+onnx2fx is no dependency: `pip install --no-deps onnx2fx==0.0.1`.
+
+    python benchmarks/bench_proxy.py --quick            the node cases, and one exporter's networks
+    python benchmarks/bench_proxy.py --only timing
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from debride.graph.parse import parse
+from debride.proxy.convert import to_tensor
+from debride.proxy.runner import GraphRunner
+from debride.sessions import Runtime, Session
+from vendor import ROOT
+
+sys.path.insert(0, str(ROOT / "tests"))
+
+import architectures
+import exports
+from conformance import Case, compare, left_out, node_cases, run_proxy
+
+try:
+    import onnx2fx
+except ImportError:
+    onnx2fx = None
+
+EXPORTS = (("torchscript", 17), ("dynamo", 18))
+TIMED = ("resnet18", "mobilenet_v2", "mobilenet_v1")
+PARTS = ("nodes", "light", "torch", "keras", "timing")
+PARITY = GRADIENT = 1e-4
+Run = Callable[[Tensor], Tensor]
+Make = Callable[..., Run]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Subject:
+    """One model with an image for it, and the module that it was exported from, in float64, where there is one."""
+
+    kind: str
+    name: str
+    model: onnx.ModelProto
+    image: np.ndarray[Any, Any]
+    native: nn.Module | None = None
+
+
+def ours(model: onnx.ModelProto, *, double: bool = False) -> Run:
+    """The proxy's first output."""
+    graph = parse(model)
+    runner = GraphRunner(graph)
+    runner = runner.double() if double else runner
+    return lambda x: runner.run({graph.inputs[0].name: x}, [graph.outputs[0].name])[graph.outputs[0].name]
+
+
+def theirs(model: onnx.ModelProto, *, double: bool = False) -> Run:
+    """onnx2fx's first output."""
+    module = onnx2fx.convert(model).eval().requires_grad_(False)
+    module = module.double() if double else module
+
+    def run(x: Tensor) -> Tensor:
+        made = module(x)
+        first: Tensor = made[0] if isinstance(made, tuple | list) else made
+        return first
+
+    return run
+
+
+def run_theirs(case: Case) -> list[Tensor]:
+    """What onnx2fx makes of a node case."""
+    module = onnx2fx.convert(case.model).eval()
+    with torch.no_grad():
+        made = module(*(_datum(v) for v in case.feeds.values()))
+    return list(made) if isinstance(made, tuple | list) else [made]
+
+
+def _datum(value: Any) -> Any:
+    """An input for a module of torch: a tensor, or for a sequence a list of them."""
+    return [_datum(v) for v in value] if isinstance(value, list) else to_tensor(np.asarray(value))
+
+
+def _flat(values: Any) -> list[Any]:
+    """Sequences among the outputs are compared part by part."""
+    return [part for v in values for part in (_flat(v) if isinstance(v, list | tuple) else [v])]
+
+
+def passes(case: Case, run: Callable[[Case], list[Tensor]]) -> bool:
+    """Whether `run` gives what the case says; whatever it raises is a no."""
+    try:
+        compare(case, _flat(run(case)), _flat(case.expected))
+    except Exception:
+        return False
+    return True
+
+
+def nodes() -> Iterator[str]:
+    """Counts over the node cases: all, those for which debride has no excuse, and those that only one passes."""
+    cases = node_cases()
+    mine = {c.name for c in cases if passes(c, run_proxy)}
+    other = {c.name for c in cases if passes(c, run_theirs)} if onnx2fx else set()
+    due = {c.name for c in cases if left_out(c) is None}
+    yield "| node cases | of | debride | onnx2fx |\n|---|---|---|---|"
+    yield f"| all | {len(cases)} | {len(mine)} | {len(other)} |"
+    yield f"| not left out by debride | {len(due)} | {len(mine & due)} | {len(other & due)} |"
+    yield f"| passed by one only | {len(mine ^ other)} | {len(mine - other)} | {len(other - mine)} |"
+
+
+def light(_: bool) -> Iterator[Subject]:
+    """The light models of the onnx package; under their own, constant weights all images have the same scores."""
+    for path in sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / "light").glob("*.onnx")):
+        model = _lived_in(onnx.load(path))
+        shape = [d or 1 for d in Session(path, Runtime(threads=1)).inputs[0].shape]
+        yield Subject(kind="light", name=path.stem, model=model, image=_image(shape))
+
+
+def _lived_in(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with random weights in the place of its ConstantOfShape nodes; positive, where they are vectors."""
+    graph, rng = parse(model), np.random.default_rng(0)
+    drawn = {}
+    for node in graph.nodes:
+        if node.op == "ConstantOfShape":
+            shape = [int(n) for n in graph.constants[node.inputs[0]]]
+            weights = rng.normal(0, np.sqrt(2 / max(np.prod(shape[1:]), 1)), shape)
+            weights = weights if len(shape) > 1 else 0.5 + 0.5 * rng.random(shape)
+            drawn[node.outputs[0]] = numpy_helper.from_array(weights.astype(np.float32), node.outputs[0])
+    kept = [node for node in model.graph.node if node.output[0] not in drawn]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    model.graph.initializer.extend(drawn.values())
+    return model
+
+
+def networks(quick: bool) -> Iterator[Subject]:
+    """The networks of tests/architectures.py."""
+    for exporter, opset in EXPORTS[:1] if quick else EXPORTS:
+        for name in architectures.ARCHITECTURES:
+            torch.manual_seed(0)
+            net, shape = architectures.network(name).eval(), architectures.shape_of(name)
+            model = exports.export(net, shape, exporter=exporter, opset=opset)  # type: ignore[arg-type]
+            kind = f"torch {exporter} {opset}"
+            yield Subject(kind=kind, name=name, model=model, image=_image((2, *shape)), native=net.double())
+
+
+def keras(_: bool) -> Iterator[Subject]:
+    """The networks of tests/keras_architectures.py, by debride's adapter."""
+    try:
+        import keras_architectures as zoo
+    except ImportError as error:
+        print(f"no Keras: {error}", file=sys.stderr)
+        return
+    for name in zoo.ARCHITECTURES:
+        net = zoo.network(name)
+        _, height, width, _ = net.input_shape
+        # Smooth and rough, as those that the norms' statistics were taken from.
+        coarse = _image((2, 4, 4, 3)).repeat(-(-height // 4), 1).repeat(-(-width // 4), 2)[:, :height, :width]
+        image = (coarse + _image((2, height, width, 3))) / 2 * np.float32(zoo.high_of(name))
+        yield Subject(kind="keras", name=name, model=zoo.by_adapter(net, 18), image=image)
+
+
+def _image(shape: Sequence[int]) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(2).random(tuple(shape), np.float32)
+
+
+def parity(run: Run, subject: Subject, expected: np.ndarray[Any, Any]) -> float:
+    """The largest difference from onnxruntime, as a share of the largest score."""
+    with torch.no_grad():
+        actual = run(torch.from_numpy(subject.image)).numpy()
+    return float(np.abs(actual - expected).max() / (np.abs(expected).max() + 1e-6))
+
+
+def gradient(run: Run, image: Tensor) -> Tensor:
+    """That of a fixed mix of the scores."""
+    image = image.clone().requires_grad_()
+    _mix(run(image)).backward()
+    assert image.grad is not None
+    return image.grad.double()
+
+
+def _mix(scores: Tensor) -> Tensor:
+    return (scores * torch.linspace(-1, 2, scores.numel(), dtype=scores.dtype).reshape(scores.shape).cos()).sum()
+
+
+def gradient_error(make: Make, subject: Subject) -> float:
+    """See the head of this file; a gradient that is nought is measured by the scores' size."""
+    image = torch.from_numpy(subject.image)
+    if subject.native is not None:
+        found = gradient(make(subject.model), image)
+        exact = gradient(subject.native.requires_grad_(False), image.double())
+        return float((found - exact).norm() / exact.norm())
+    wide, image = make(subject.model, double=True), image.double()
+    found, length = gradient(wide, image), float(image.norm())
+    direction = found / found.norm() if found.any() else image / length
+    claimed = float((found * direction).sum())
+    errors = []
+    for step in (1e-6 * length, 1e-8 * length, 1e-10 * length):  # small enough for the kinks, or large for the digits
+        with torch.no_grad():
+            high, here, low = (float(_mix(wide(image + k * step * direction))) for k in (1, 0, -1))
+        floor = 1e-3 * abs(here) / length
+        errors.append(abs((high - low) / (2 * step) - claimed) / max(abs(claimed), floor))
+    return min(errors)
+
+
+def judged(
+    make: Callable[[onnx.ModelProto], Run], subject: Subject, expected: np.ndarray[Any, Any]
+) -> tuple[str, bool]:
+    """Parity and gradient as a cell, and whether both pass."""
+    try:
+        away, wrong = parity(make(subject.model), subject, expected), gradient_error(make, subject)
+    except Exception as error:
+        return f"{type(error).__name__} | -", False
+    return f"{away:.1e} | {wrong:.1e}", away <= PARITY and wrong <= GRADIENT
+
+
+def models(subjects: Iterator[Subject]) -> Iterator[str]:
+    """A row per model, then how many pass."""
+    yield "| exporter | model | debride: parity | gradient | onnx2fx: parity | gradient |\n|---|---|---|---|---|---|"
+    passed = np.zeros(3, int)
+    for subject in subjects:
+        session = Session(subject.model.SerializeToString(), Runtime(threads=1))
+        expected = session.run({session.inputs[0].name: subject.image})[0]
+        mine, good = judged(ours, subject, expected)
+        other, also = judged(theirs, subject, expected) if onnx2fx else ("- | -", False)
+        passed += np.array([1, good, also])
+        yield f"| {subject.kind} | {subject.name} | {mine} | {other} |"
+    yield f"| all | {passed[0]} | {passed[1]} pass | | {passed[2]} pass | |"
+
+
+def timing(repeats: int) -> Iterator[str]:
+    """Forward and backward at batch 16, one thread, interleaved: the median of the ratios to the native module."""
+    yield "| model | exporter | native, ms | debride / native | onnx2fx / native |\n|---|---|---|---|---|"
+    torch.set_num_threads(1)
+    for name in TIMED:
+        for exporter, opset in EXPORTS:
+            torch.manual_seed(0)
+            net, shape = architectures.network(name).eval().requires_grad_(False), architectures.shape_of(name)
+            model = exports.export(net, shape, exporter=exporter, opset=opset)  # type: ignore[arg-type]
+            runs: list[Run] = [net, ours(model), *([theirs(model)] if onnx2fx else [])]
+            times = np.array([[_seconds(run, _image((16, *shape))) for run in runs] for _ in range(repeats + 3)])[3:]
+            ratios = [f"{median(times[:, i] / times[:, 0]):.2f}" for i in range(1, len(runs))]
+            cells = [name, f"{exporter} {opset}", f"{1e3 * median(times[:, 0]):.1f}", *ratios]
+            yield "| " + " | ".join(cells + ["-"] * (5 - len(cells))) + " |"
+
+
+def _seconds(run: Run, image: np.ndarray[Any, Any]) -> float:
+    x = torch.from_numpy(image).contiguous(memory_format=torch.channels_last).requires_grad_()
+    start = perf_counter()
+    run(x).square().sum().backward()
+    return perf_counter() - start
+
+
+def main() -> None:
+    """Prints the tables as Markdown, line by line."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--quick", action="store_true", help="PyTorch's older exporter alone")
+    options.add_argument("--only", default=",".join(PARTS), metavar="PART,...", help=f"of {', '.join(PARTS)}")
+    options.add_argument("--repeats", type=int, default=40, help="of each timing")
+    found = options.parse_args()
+    wanted = found.only.split(",")
+    if unknown := sorted(set(wanted) - set(PARTS)):
+        options.error(f"--only: no part {unknown[0]!r}; name some of {', '.join(PARTS)}")
+    if onnx2fx is None:
+        print("onnx2fx is not there: its columns stay empty; pip install --no-deps onnx2fx==0.0.1", file=sys.stderr)
+    warnings.simplefilter("ignore")
+    parts: dict[str, Callable[[], Iterator[str]]] = {
+        "nodes": nodes,
+        **{k: partial(lambda f: models(f(found.quick)), f) for k, f in _SUBJECTS.items()},
+        "timing": partial(timing, found.repeats),
+    }
+    for part in (p for p in PARTS if p in wanted):
+        print(f"\n{part}\n")
+        for line in parts[part]():
+            print(line, flush=True)
+
+
+_SUBJECTS: dict[str, Callable[[bool], Iterator[Subject]]] = {"light": light, "torch": networks, "keras": keras}
+
+if __name__ == "__main__":
+    main()
