@@ -5,6 +5,8 @@ import pytest
 
 from architectures import network as architecture
 from debride.graph.read import read_model
+from debride.loading import _read
+from debride.sessions import Runtime
 from exports import export
 from graph_models import Builder, assert_close, run
 from torch_zoo import SHAPE, network
@@ -112,3 +114,13 @@ def test_a_batch_that_cannot_be_freed_stays_and_the_model_is_read(tmp_path, body
     proto = classifier(b, body(b), 2, 192)
     model = freed(proto, tmp_path)
     assert model.graph.inputs[0].shape == (2, 3, 8, 8) and model.working == proto
+
+
+@pytest.mark.parametrize("mixes", [True, False])
+def test_a_model_that_says_another_thing_when_freed_is_loaded_as_it_is(tmp_path, mixes):
+    b = Builder(13)
+    y = b.op("Softmax", b.op("Flatten", "x"), axis=0 if mixes else 1)  # a batch of one hides it
+    b.op("Gemm", y, b.weight(192, 3))
+    freed(b.model([1, 3, 8, 8], "scores", [1, 3]), tmp_path)
+    model = _read(tmp_path / "m.onnx", Runtime(threads=1))
+    assert model.graph.inputs[0].shape[0] == (1 if mixes else None)
