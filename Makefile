@@ -100,9 +100,8 @@ bench-graphs: $(FRAMEWORKS_STAMP)
 bench-memory: $(TEST_STAMP)
 	$(BIN)/python benchmarks/bench_memory.py --large
 
-# Without its own dependencies: it names a torch build, and what it needs is here.
 bench-proxy: $(FRAMEWORKS_STAMP)
-	$(PIP) --no-deps 'onnx2fx==0.0.1'
+	$(PIP) --editable '.[$(EXTRA),test,$(FRAMEWORKS),bench]'
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_proxy.py
 
 clean:

@@ -4,7 +4,7 @@ Run `make bench-proxy`. ONNX's own node cases, the light models of the onnx pack
 by both of PyTorch's exporters and by Keras where it is there. "Parity" is the largest difference from onnxruntime as a
 share of the largest score (a pass is 1e-4). "Gradient" is how far the image's gradient is from the native module's in
 float64; where there is none, how far the gradient of the model made double is from a central difference along itself.
-onnx2fx is no dependency: `pip install --no-deps onnx2fx==0.0.1`.
+onnx2fx is in the extra `bench`, or `pip install --no-deps onnx2fx==0.0.1`.
 
     python benchmarks/bench_proxy.py --quick            the node cases, and one exporter's networks
     python benchmarks/bench_proxy.py --only timing
