@@ -54,6 +54,7 @@ KERAS = [
     ("MobileNet", "by_tf2onnx", 13),
     ("small-resnext", "by_adapter", 18),
     ("small-resnet", "by_tf2onnx", 15),
+    ("small-densenet", "by_tf2onnx", 13),
 ]
 KERAS_REST = ("MobileNetV3Small", "EfficientNetB0", "DenseNet121", "ResNet50V2", "InceptionV3", "Xception", "small-vit")
 
