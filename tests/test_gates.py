@@ -5,13 +5,17 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from debride.errors import SurgeryError
 from debride.graph.channels import find_groups
 from debride.graph.gates import MASK, gate
+from debride.graph.parts import gated_parts
 from debride.graph.read import parse, read_model
+from debride.graph.seen import seen
 from debride.graph.surgery import working_zero
+from debride.sessions import Runtime
+from debride.slimming.observe import observe
 from debride.types import ChannelGroup
 from graph_models import VENDOR, Builder, assert_close, classifiers, images, run
 
@@ -115,3 +119,29 @@ def test_vendor_models_masked_equal_vendor_models_zeroed():
         x = images(model)
         masked = run(gate(model.working, groups), {**x, MASK: mask}, [scores])[0]
         assert_close(masked, run(working_zero(model, [groups[p] for p in gone]), x, [scores])[0])
+
+
+def test_a_rank_that_inference_loses_is_taken_from_the_run():
+    b = Builder(11)
+    y = b.conv("x", 3, 4)
+    rows = b.op("Unsqueeze", b.op("Gather", b.op("Shape", y), b.const(np.int64(0)), axis=0), axes=[0])
+    tokens = b.op("Reshape", y, b.op("Concat", rows, b.const(np.array([4, 64])), axis=0))
+    z = b.op("MatMul", b.op("Transpose", tokens, perm=[0, 2, 1]), b.weight(4, 5))
+    b.op("Gemm", b.op("Flatten", z), b.weight(320, 3), b.weight(3))
+    proto = b.model(["n", 3, 8, 8], "scores", ["n", 3])
+    graph = parse(proto)
+    with pytest.raises(SurgeryError, match="rank"):
+        gate(proto, find_groups(graph, "scores")[0])
+    shown = observe(proto, graph, None, Runtime(threads=1), "m")
+    groups, _ = find_groups(graph, "scores", {name: len(shape) for name, shape in shown.shapes.items()})
+    assert {g.axis for g in groups if g.edge == z} == {2}
+    parts = gated_parts(proto, groups[4:], "scores", seen(shown.open_shapes(), shown.dtypes))
+    x = np.random.default_rng(0).random((3, 3, 8, 8), np.float32)
+    prefix = run(onnx.load_model_from_string(parts.prefix), {"x": x}, list(parts.frontier))
+    mask = np.array([[1, 0, 1, 1, 0]], np.float32)
+    found = run(
+        onnx.load_model_from_string(parts.suffix), {**dict(zip(parts.frontier, prefix, strict=True)), MASK: mask}
+    )[0]
+    dead = next(t for t in proto.graph.initializer if list(t.dims) == [4, 5])
+    dead.raw_data = (numpy_helper.to_array(dead) * mask).astype(np.float32).tobytes()
+    assert_close(found, run(proto, {"x": x})[0])

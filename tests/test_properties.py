@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from debride.graph.channels import find_groups
 from debride.graph.gates import MASK, gate
-from debride.graph.infer import shape_of, value_infos
 from debride.graph.read import Model, parse, read_model
+from debride.graph.seen import seen
 from debride.graph.surgery import working_zero, zero
 from debride.proxy.runner import GraphRunner
 from debride.sessions import Runtime
 from debride.slimming import slim
+from debride.slimming.observe import Observed, observe
 from debride.types import ChannelGroup
 from graph_models import assert_close, images, run
 from random_graphs import graphs
@@ -36,20 +37,29 @@ def read(proto: onnx.ModelProto, folder) -> Model:
 
 def chosen(model: Model, share: float, seed: int) -> tuple[tuple[ChannelGroup, ...], np.ndarray]:
     """All players and, for each, whether it goes: about `share` of them, now and then whole layers."""
-    groups, _ = find_groups(model.graph, "scores")
+    groups, _ = find_groups(model.graph, "scores", ranks_of(observed(model)))
     rng = np.random.default_rng(seed)
     whole = {layer: rng.random() < 0.1 for layer in dict.fromkeys(g.layer for g in groups)}
     return groups, np.array([whole[g.layer] or rng.random() < share for g in groups], np.bool_)
 
 
+def observed(model: Model) -> Observed:
+    """The shapes of all tensors, as `debride.loading` sees them."""
+    return observe(model.working, model.graph, None, Runtime(threads=1), "m")
+
+
+def ranks_of(shown: Observed) -> dict[str, int]:
+    return {tensor: len(shape) for tensor, shape in shown.shapes.items()}
+
+
 def check_masks(model: Model, share: float, seed: int) -> None:
-    """In the working copy, 3 images at once: the gated graph, the zeroed one, and the proxy with masks agree."""
+    """Gated, zeroed, and the proxy with masks agree, on 3 images at once where the batch could be freed."""
     groups, gone = chosen(model, share, seed)
-    x = images(model, 3, seed)
-    groups, gone = maskable(model, groups, gone)
+    x = images(model, model.graph.inputs[0].shape[0] or 3, seed)
     if not groups:
         return
-    gated = gate(model.working, groups)
+    shown = observed(model)
+    gated = gate(model.working, groups, seen(shown.open_shapes(), shown.dtypes))
     onnx.checker.check_model(gated)
     outputs = [value.name for value in model.graph.outputs]
     absent = [g for g, out in zip(groups, gone, strict=True) if out]
@@ -58,29 +68,12 @@ def check_masks(model: Model, share: float, seed: int) -> None:
         masked = run(gated, {**x, MASK: row.astype(np.float32)[None]}, outputs)
         runner = GraphRunner(model.graph)
         with torch.no_grad():
-            masks = edge_masks(groups, row, dict(shapes_of(model, x)))
+            masks = edge_masks(groups, row, shown.shapes)
             feeds = {name: torch.from_numpy(array) for name, array in x.items()}
             proxied = runner.run(feeds, outputs, masks)
         for name, a, b in zip(outputs, expected, masked, strict=True):
             assert_close(b, a)
             assert_close(proxied[name].numpy(), a)
-
-
-def maskable(model: Model, groups, gone: np.ndarray):
-    """Without the layers whose edges have no rank that shape inference finds: the gate refuses those."""
-    infos = value_infos(model.working)
-    here = np.array([shape_of(infos.get(g.edge)) is not None for g in groups], np.bool_)
-    return tuple(g for g, yes in zip(groups, here, strict=True) if yes), gone[here]
-
-
-def shapes_of(model: Model, x) -> list[tuple[str, tuple[int, ...]]]:
-    """Every tensor's shape as onnxruntime makes it."""
-    told = onnx.ModelProto()
-    told.CopyFrom(model.working)
-    names = [name for node in told.graph.node for name in node.output if name]
-    ends = {value.name for value in told.graph.output}
-    told.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in ends)
-    return [(name, array.shape) for name, array in zip(names, run(told, x, names), strict=True)]
 
 
 def edge_masks(groups, row: np.ndarray, shapes: dict) -> dict[str, torch.Tensor]:

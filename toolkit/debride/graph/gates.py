@@ -5,7 +5,7 @@ One row of the mask is one coalition, so one large batch holds many (images, coa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -53,6 +53,17 @@ def gate(proto: onnx.ModelProto, groups: Sequence[ChannelGroup], known: Seen | N
         raise SurgeryError(f"no node makes the edge '{next(iter(edges))}'; find the groups on this very graph")
     gated.graph.input.append(helper.make_tensor_value_info(MASK, TensorProto.FLOAT, ["debride.rows", len(groups)]))
     return gated
+
+
+def ungated(known: Seen, edges: Iterable[str]) -> Seen:
+    """What is `known` of `edges`, for the tensors in a gated graph that these are made of."""
+    found = {}
+    for edge in edges:
+        if edge in known:
+            value = found[edge + _UNGATED] = onnx.ValueInfoProto()
+            value.CopyFrom(known[edge])
+            value.name = edge + _UNGATED
+    return found
 
 
 class _Edge:

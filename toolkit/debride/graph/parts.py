@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx
 
 from debride.graph.cut import split_at
-from debride.graph.gates import MASK, gate
+from debride.graph.gates import MASK, gate, ungated
 from debride.graph.parse import parse
 from debride.graph.seen import Seen
 from debride.graph.tail import linear_tail
@@ -42,7 +42,8 @@ def gated_parts(
     # A sum over the channels of one edge only: masks on two edges multiply.
     tail = linear_tail(parse(proto), groups[0].edge, scores, groups[0].axis) if len(edges) == 1 else None
     scores = tail.logits if tail else scores
-    prefix, suffix, frontier = split_at(gate(proto, groups, known), edges, scores, known)
+    gated, known = gate(proto, groups, known), {**(known or {}), **ungated(known or {}, edges)}
+    prefix, suffix, frontier = split_at(gated, edges, scores, known)
     return Parts(
         prefix=prefix.SerializeToString(),
         suffix=suffix.SerializeToString(),
