@@ -72,7 +72,8 @@ def test_a_model_over_2_gib_is_read_pruned_checked_and_written(tmp_path):
     assert measure(path, out / "cut.onnx", share=1e-4)["write"] < 3
     model, old = read_model(out / "cut.onnx"), read_model(path).graph.constants
     changed = [name for name, array in model.graph.constants.items() if not np.array_equal(array, old[name])]
-    assert len(changed) == 4  # two channels
+    gone = find_groups(model.graph, "y")[0][::10_000]
+    assert len(changed) == len({(piece.node, piece.position) for group in gone for piece in group.slices}) > 0
     for name in changed:
         array = model.graph.constants[name]
         assert not array[array != old[name]].any()
