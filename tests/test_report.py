@@ -212,7 +212,7 @@ def slimming(**changes):
         "left": 2,
         "channels": 3,
         "stayed": tuple(
-            Refused(layer=layer, channel=c, reason=f"is read by {why} and not constant")
+            Refused(layer=layer, channel=c, reason=f"not constant where {why} reads it")
             for layer, c, why in (("/a", 1, "'add'"), ("/a", 2, "'add'"), ("/a", 7, "'add'"), ("/b", 0, "'top'"))
         ),
         "difference": 2.1e-7,
@@ -369,8 +369,8 @@ def test_text_tells_costs_before_and_after_slimming_and_why_channels_stay():
         "MACs per image": ["9.35 M", "9.11 M", "0.974"],
         "latency per image": ["0.20 ms", "0.10 ms", "0.500"],
     }
-    assert "/a: channels 1-2, 7: is read by 'add' and not constant" in text
-    assert "/b: channel 0: is read by 'top' and not constant" in text
+    assert "/a: channels 1-2, 7: not constant where 'add' reads it" in text
+    assert "/b: channel 0: not constant where 'top' reads it" in text
     assert "slower" not in text and max(map(len, text.splitlines())) <= 100
 
 

@@ -111,9 +111,11 @@ def missing_carrier(problem: Problem, node: Node) -> tuple[Reading, int] | None:
         if not leaves.any():
             continue
         values = constants(problem, reading)
-        counts = leaves & (values != 0) & ~problem.zero(reading.weight, reading.weight_axis)
-        if counts.any() and not (~leaves & (values != 0)).any():
-            return reading, _carrier(values, counts)
+        going, staying = leaves & (values != 0), ~leaves & (values != 0)
+        if going.any() and not staying.any():
+            going &= ~problem.zero(reading.weight, reading.weight_axis)
+            if going.any():
+                return reading, _carrier(values, going)
     return None
 
 

@@ -11,10 +11,11 @@ from onnx import helper, numpy_helper
 
 from debride.graph.batch import add_initializer
 from debride.graph.constants import Constants
+from debride.graph.hollow import give, hollow
 from debride.graph.ir import Node
 from debride.graph.parse import node_names
 from debride.slimming.absorb import carried, contributions
-from debride.slimming.groups import cut_groups
+from debride.slimming.groups import cut_groups, loses_unevenly
 from debride.slimming.prepare import Prepared
 from debride.slimming.problem import Problem
 from debride.slimming.rewrite import Change, rewritten
@@ -28,13 +29,19 @@ def edited(proto: onnx.ModelProto, problem: Problem, ready: Prepared) -> onnx.Mo
     Constants are cut, parameters that name sizes or places are written anew, and constants that leave with their
     channels go into the next bias. Nodes and constants that nobody reads any more are dropped.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
+    uneven = {node.inputs[1]: node for node in problem.graph.nodes if _loses_unevenly(problem, node)}
+    changing = {name for name in problem.graph.constants if problem.axes.changes(name)} | uneven.keys()
+    # What changes is copied without its data: a protobuf does not give back what it once held.
+    copy = hollow(proto, also=changing)
+    for name, stub, tensor in copy.held:
+        if name not in changing:
+            give(stub, tensor)
+    result = copy.proto
     nodes = dict(zip(node_names(result.graph.node), result.graph.node, strict=True))
     before = _reads(result)
     _make_ready(result, nodes, problem, ready)
     changes = {node.name: rewritten(problem, node) for node in problem.graph.nodes}
-    _cut_constants(result, problem)
+    _cut_constants(result, problem, changing, uneven)
     for name, listed in changes.items():
         for change in listed:
             _change(result, nodes[name], change, problem)
@@ -62,18 +69,23 @@ def _make_ready(proto: onnx.ModelProto, nodes: Nodes, problem: Problem, ready: P
         nodes[node.name].input[:] = [names.get(tensor, tensor) for tensor in node.inputs]
 
 
-def _cut_constants(proto: onnx.ModelProto, problem: Problem) -> None:
-    """Delete what leaves from every constant; an initializer that is listed as an input changes there too."""
+def _cut_constants(
+    proto: onnx.ModelProto, problem: Problem, changing: Iterable[str], uneven: Mapping[str, Node]
+) -> None:
+    """Delete what leaves from the constants `changing`; one that is listed as an input of the graph changes there too.
+
+    Those in `uneven` are the weights of grouped convolutions that lose other inputs in every group.
+    """
     stored: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in proto.graph.initializer}
     makers = {output: node for node in proto.graph.node if node.op_type == "Constant" for output in node.output}
     weights = carried(problem)
-    uneven = {n.inputs[1]: cut for n in problem.graph.nodes if (cut := _cut_groups(problem, n)) is not None}
-    weights.update(uneven)
-    for name, array in problem.graph.constants.items():
-        changes = problem.axes.changes(name) or name in uneven
-        if not changes or not (name in stored or name in makers):  # copies that are like others were written once
+    for name in changing:
+        if name not in stored and name not in makers:  # copies that are like others were written once
             continue
-        array = weights.get(name, array)
+        if name in uneven:
+            array = cut_groups(problem, uneven[name])
+        else:
+            array = weights[name] if name in weights else problem.graph.constants[name]
         tensor = numpy_helper.from_array(np.ascontiguousarray(_cut(array, name, problem)))
         if name in stored:
             tensor.name = name
@@ -89,9 +101,9 @@ def _cut_constants(proto: onnx.ModelProto, problem: Problem) -> None:
                 dim.dim_value = size
 
 
-def _cut_groups(problem: Problem, node: Node) -> npt.NDArray[np.generic] | None:
+def _loses_unevenly(problem: Problem, node: Node) -> bool:
     known = not node.domain and problem.axes.knows(*filter(None, (*node.inputs[:2], *node.outputs)))
-    return cut_groups(problem, node) if known else None
+    return known and loses_unevenly(problem, node)
 
 
 def _cut(array: npt.NDArray[np.generic], name: str, problem: Problem) -> npt.NDArray[np.generic]:

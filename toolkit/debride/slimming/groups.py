@@ -26,18 +26,23 @@ def groups_left(problem: Problem, node: Node) -> int:
     return int(kept.any(axis=1).sum())
 
 
-def cut_groups(problem: Problem, node: Node) -> npt.NDArray[Any] | None:
-    """The weight without the input channels that leave, another set in every group; None where none does so.
+def loses_unevenly(problem: Problem, node: Node) -> bool:
+    """Whether `node` is a grouped convolution whose groups stay and lose some of their inputs."""
+    groups = int(node.attributes.get("group", 1))
+    if node.op != "Conv" or groups == 1 or not cuttable(problem, node):
+        return False
+    sizes = (~problem.axes.leaves(node.inputs[0], 1).reshape(groups, -1)).sum(axis=1)
+    return not set(sizes.tolist()) <= {0, problem.shape(node.inputs[1])[1]}
+
+
+def cut_groups(problem: Problem, node: Node) -> npt.NDArray[Any]:
+    """The weight of `node`, which loses unevenly, without the inputs that leave: another set in every group.
 
     The output channels (axis 0) are all there still: they are cut as in any constant.
     """
     groups = int(node.attributes.get("group", 1))
-    if node.op != "Conv" or groups == 1 or not cuttable(problem, node):
-        return None
     kept = ~problem.axes.leaves(node.inputs[0], 1).reshape(groups, -1)
     sizes = kept.sum(axis=1)
-    if set(sizes.tolist()) <= {0, kept.shape[1]}:
-        return None
     weight = problem.graph.constants[node.inputs[1]]
     blocks = weight.reshape(groups, -1, *weight.shape[1:])
     # A group that leaves altogether goes with its output channels: what it keeps here does not matter.

@@ -15,6 +15,7 @@ import onnx
 
 from debride.errors import ModelError
 from debride.graph.ir import Graph, Value
+from debride.graph.lend import lent
 from debride.sessions import Runtime, Session
 from debride.types import InputSpec
 
@@ -98,11 +99,12 @@ def observe(proto: onnx.ModelProto, graph: Graph, spec: InputSpec | None, runtim
     """
     tensors = [tensor for node in graph.nodes for tensor in node.outputs if tensor]
     open_batch = any(v.shape and v.shape[0] is None for v in graph.inputs)
-    session = Session(_talkative(proto, tensors), runtime, name)
     batches = BATCHES if open_batch else BATCHES[:1]
-    (first, dtypes, numbers), *others = (
-        _run(session, random_feeds(graph, spec, batch, batch), tensors, graph.constants) for batch in batches
-    )
+    with lent(proto, tensors) as model:
+        session = Session(model, runtime, name)
+        (first, dtypes, numbers), *others = (
+            _run(session, random_feeds(graph, spec, batch, batch), tensors, graph.constants) for batch in batches
+        )
     derived = _derived(graph)
     batch = BATCHES[0] if open_batch else _fixed(graph)
     constants = {name: array for name, array in graph.constants.items() if _is_small(array)}
@@ -163,13 +165,3 @@ def _differing(one: tuple[int, ...], other: tuple[int, ...]) -> frozenset[int]:
     if len(one) != len(other):
         return frozenset(range(len(one)))
     return frozenset(axis for axis, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
-
-
-def _talkative(proto: onnx.ModelProto, tensors: Sequence[str]) -> bytes:
-    """`proto` with every tensor in `tensors` among its outputs; onnxruntime finds their types by itself."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    said = {value.name for value in copy.graph.output}
-    copy.graph.output.extend(onnx.ValueInfoProto(name=tensor) for tensor in tensors if tensor not in said)
-    data: bytes = copy.SerializeToString()
-    return data

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx
 import onnx.checker
 
 from debride.errors import DebrideError, ModelError
 from debride.graph.channels import find_groups
-from debride.graph.ir import Graph, Node
+from debride.graph.hollow import check_model
+from debride.graph.ir import Graph
+from debride.graph.lend import lent
 from debride.graph.parse import parse
 from debride.graph.read import Model, inlined
+from debride.graph.wire import pieces_of, size_of
 from debride.sessions import Runtime, Session
 from debride.slimming.compare import Feed, compared
 from debride.slimming.cost import latencies, macs, parameters
@@ -21,7 +25,18 @@ from debride.slimming.observe import Observed, observe, random_feeds
 from debride.slimming.prepare import Prepared, prepared
 from debride.slimming.problem import Problem
 from debride.slimming.solve import solve
-from debride.types import ChannelGroup, Cost, FloatArray, InputSpec, Progress, Refused, Slice, Slimming, no_progress
+from debride.types import (
+    BoolArray,
+    ChannelGroup,
+    Cost,
+    FloatArray,
+    InputSpec,
+    Progress,
+    Refused,
+    Slice,
+    Slimming,
+    no_progress,
+)
 
 TOLERANCE = 1e-5
 """Largest difference from the model as it was, as a share of an output's spread."""
@@ -58,7 +73,7 @@ def slim(
         ModelError: onnxruntime cannot run the model, or its input size is open and `spec` does not say it.
     """
     runtime = runtime or Runtime()
-    proto = inlined(model.proto)
+    proto = inlined(model.proto) if model.proto.functions else model.proto
     name = model.path.name
     progress("slimming", 0, _STEPS, "shapes")
     graph = parse(proto)
@@ -88,25 +103,27 @@ def _proved(
     """`proto` slimmed where that says the same, else as it is, with what both cost; `ready` is its graph made so."""
     graph, observed = problem.graph, problem.observed
     before = _cost(proto, graph, observed.shapes, observed)
-    delivered = Session(proto.SerializeToString(), runtime, name)
     try:
         slimmed = edited(proto, problem, ready)
-        onnx.checker.check_model(slimmed)
-        session = Session(slimmed.SerializeToString(), runtime, f"{name}, slimmed")
-        found = compared(delivered, session, graph, feed)
-        limit = _HALF_TOLERANCE if _halves(graph) else TOLERANCE
-        if found.difference > limit:
-            raise ModelError(f"the outputs would differ by {found.difference:.2g} of their spread (limit {limit:g})")
+        check_model(slimmed)
+        with lent(proto) as old, lent(slimmed) as new:
+            sessions = Session(old, runtime, name), Session(new, runtime, f"{name}, slimmed")
+            found = compared(*sessions, graph, feed)
+            limit = _HALF_TOLERANCE if _halves(graph) else TOLERANCE
+            if found.difference > limit:
+                raise ModelError(
+                    f"the outputs would differ by {found.difference:.2g} of their spread (limit {limit:g})"
+                )
+            seconds = latencies(sessions, random_feeds(graph, feed.spec, 1, feed.seed))
     except (DebrideError, onnx.checker.ValidationError, ValueError) as error:
         why = " ".join(str(error).split())[:500]
         return Slimmed(proto=proto, facts=replace(facts, before=before, after=before, left=0, channels=0, reason=why))
     left = {tensor: problem.axes.kept(tensor) for tensor in observed.shapes}
     after = _cost(slimmed, parse(slimmed), left, observed)
-    old, new = latencies([delivered, session], random_feeds(graph, feed.spec, 1, feed.seed))
     facts = replace(
         facts,
-        before=replace(before, latency=old / observed.smallest),
-        after=replace(after, latency=new / observed.smallest),
+        before=replace(before, latency=seconds[0] / observed.smallest),
+        after=replace(after, latency=seconds[1] / observed.smallest),
         difference=found.difference,
         images=found.images,
     )
@@ -115,7 +132,7 @@ def _proved(
 
 def _cost(proto: onnx.ModelProto, graph: Graph, shapes: Mapping[str, tuple[int, ...]], observed: Observed) -> Cost:
     count = macs(graph, lambda tensor: shapes.get(tensor, ()), observed.batch)
-    return Cost(size=proto.ByteSize(), parameters=parameters(graph), macs=count)
+    return Cost(size=size_of(pieces_of(proto, proto.graph)), parameters=parameters(graph), macs=count)
 
 
 def _halves(graph: Graph) -> bool:
@@ -128,14 +145,14 @@ def _facts(problem: Problem, spec: InputSpec | None) -> Slimming:
     graph = problem.graph
     ranks = {tensor: len(shape) for tensor, shape in problem.observed.shapes.items()}
     groups, _ = find_groups(graph, (spec and spec.output) or graph.outputs[0].name, ranks)
-    makers = {node.name: node for node in graph.nodes}
+    is_zero = _Zeros(graph)
     nothing = Cost(size=0, parameters=0, macs=0)
     dead = left = channels = 0
     stayed = []
     for group in groups:
         reason = _stays(problem, group)
         channels += not reason
-        if all(_is_zero(graph, makers, piece) for piece in group.slices):
+        if all(is_zero(piece) for piece in group.slices):
             dead += 1
             left += not reason
             stayed += [Refused(layer=group.layer, channel=group.channel, reason=reason)] if reason else []
@@ -159,6 +176,18 @@ def _stays(problem: Problem, group: ChannelGroup) -> str:
     return axes.reason(group.edge, group.axis % axes.rank(group.edge), group.channel)
 
 
-def _is_zero(graph: Graph, makers: Mapping[str, Node], piece: Slice) -> bool:
-    array = graph.constants[makers[piece.node].inputs[piece.position]]
-    return not array.take(piece.indices, axis=piece.axis).any()
+class _Zeros:
+    """Which slices of constants are zero; each constant is looked at once for each of its axes."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._makers = {node.name: node for node in graph.nodes}
+        self._live: dict[tuple[str, int], BoolArray] = {}
+
+    def __call__(self, piece: Slice) -> bool:
+        name = self._makers[piece.node].inputs[piece.position]
+        if (name, piece.axis) not in self._live:
+            array = self._graph.constants[name]
+            others = tuple(axis for axis in range(array.ndim) if axis != piece.axis)
+            self._live[name, piece.axis] = np.asarray((array != 0).any(axis=others))
+        return not self._live[name, piece.axis][list(piece.indices)].any()
