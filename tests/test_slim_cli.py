@@ -281,15 +281,6 @@ def test_external_data_come_along_unchanged_or_into_the_slim_file(run, tmp_path)
     assert not (goal / "slim.onnx.data").exists()
 
 
-def test_what_is_too_large_to_be_run_from_memory_is_refused(run, tmp_path, monkeypatch):
-    (tmp_path / "home").mkdir()
-    stuck = residual(tmp_path / "home", size=64, limit=1000)
-    monkeypatch.setattr("debride.cli.slim._LARGEST", stuck.stat().st_size + 1000)
-    code, out, err = run("slim", stuck, "-o", tmp_path / "slim.onnx", "--quiet")
-    assert (code, out, err.count("\n")) == (3, "", 1) and "stuck.onnx: larger than" in err
-    assert not (tmp_path / "slim.onnx").exists()
-
-
 def test_a_model_of_another_framework_is_converted_first(run, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", made_up.install(tmp_path / "site"))
     (tmp_path / "model.made").write_text("{}")

@@ -528,3 +528,17 @@ def test_what_a_subgraph_reads_stays(tmp_path):
     b.op("Gemm", b.op("Flatten", b.op("GlobalAveragePool", y)), b.weight(4, 3), b.weight(3))
     _, facts = slimmed(b.model(["n", 3, 8, 8], "scores", ["n", 3]), tmp_path, {0: [1]})
     assert facts.left == 0
+
+
+def test_a_large_model_is_run_from_a_file_and_slimmed_the_same(tmp_path, monkeypatch):
+    b = Builder()
+    x = b.op("Relu", b.conv("x", 3, 6))
+    proto = classifier(b, b.conv(x, 6, 4), 4)
+    small, _ = slimmed(proto, tmp_path, {0: [1, 2]})
+    monkeypatch.setattr("debride.graph.lend._MOST", 10)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    large, facts = slimmed(proto, tmp_path, {0: [1, 2]})
+    assert large.SerializeToString() == small.SerializeToString()
+    assert (facts.left, facts.reason) == (2, "")
+    assert list((tmp_path / "scratch").iterdir()) == []

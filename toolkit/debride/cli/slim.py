@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from debride.spec import Declared
     from debride.types import Conversion, FileFacts, FloatArray, InputSpec, Progress, Slimming
 
-_LARGEST = 2**31 - 1
-"""Graphs are run from memory, where one protobuf message holds no more."""
-
 SLIM_EPILOG = """[bold]Examples[/]
 
   debride slim clean.onnx -o slim.onnx
@@ -121,10 +118,6 @@ def _written(
     from debride.types import FileFacts
 
     model = read_model(source.path, free=False)
-    if model.size + sum(part.stat().st_size for part in model.external) > _LARGEST:
-        raise ModelError(
-            f"{request.model}: larger than 2 GiB with its weights, which no run from memory takes; keep it"
-        )
     found = _slimmed(model, source, request, resources, align, progress)
     if found.facts.reason:
         raise ModelError(
