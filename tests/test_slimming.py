@@ -428,6 +428,17 @@ def test_counts_of_channels_are_folded_before_channels_leave(tmp_path):
     assert facts.left == 2
 
 
+def test_groups_of_group_normalization_leave_whole(tmp_path):
+    b = Builder(21, ir=10)
+    x = b.op("GroupNormalization", b.conv("x", 3, 8), b.weight(8), b.weight(8), num_groups=4)
+    y = b.op("Conv", b.op("Relu", x), b.weight(4, 8, 1, 1))
+    proto, facts = slimmed(classifier(b, y, 4), tmp_path, {0: [2, 3, 4]})
+    assert weights(proto) == [(6, 3, 3, 3), (4, 6, 1, 1)]
+    norm = next(n for n in proto.graph.node if n.op_type == "GroupNormalization")
+    assert next(a.i for a in norm.attribute if a.name == "num_groups") == 3
+    assert (facts.dead, facts.left) == (3, 2)
+
+
 def test_groups_that_are_normalised_leave_whole(tmp_path):
     b = Builder(13)
     x = b.conv("x", 3, 8)

@@ -108,6 +108,21 @@ def _instance_norm(node: Node, values: Values, shapes: Sequence[Shape]) -> Array
     return found
 
 
+def _group_norm(node: Node, values: Values, shapes: Sequence[Shape]) -> Array | None:
+    """A group that is the same everywhere is its own mean: only the shift remains."""
+    x, scale, shift = values
+    if scale is None or shift is None or node.since_version < 21:
+        return None
+    place = (1, -1, *(1 for _ in shapes[0][2:]))
+    groups = int(node.attributes["num_groups"])
+    flat = np.zeros(shapes[0][1], np.bool_)
+    if x is not None and x.shape[0] == 1:
+        full = np.broadcast_to(x, (1, shapes[0][1], *x.shape[2:])).reshape(groups, -1)
+        flat = np.repeat((full == full[:, :1]).all(axis=1), shapes[0][1] // groups)  # never so for NaN
+    found: Array = np.where(flat | (scale == 0), shift, np.nan).reshape(place)
+    return found
+
+
 RULES: dict[str, Callable[[Node, Values, Sequence[Shape]], Array | None]] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
@@ -116,4 +131,5 @@ RULES: dict[str, Callable[[Node, Values, Sequence[Shape]], Array | None]] = {
     "Gemm": _gemm,
     "BatchNormalization": _batch_norm,
     "InstanceNormalization": _instance_norm,
+    "GroupNormalization": _group_norm,
 }

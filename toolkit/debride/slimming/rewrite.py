@@ -46,6 +46,12 @@ def _group(problem: Problem, node: Node) -> list[Change]:
     return [] if left == groups else [Change(attribute="group", numbers=left)]
 
 
+def _num_groups(problem: Problem, node: Node) -> list[Change]:
+    groups = int(node.attributes["num_groups"])
+    left = problem.axes.kept(node.inputs[0])[1] * groups // problem.shape(node.inputs[0])[1]
+    return [] if left == groups else [Change(attribute="num_groups", numbers=left)]
+
+
 def _reshape(problem: Problem, node: Node) -> list[Change]:
     """The target's own 0 (as in the input) and -1 (whatever is left) stay where they still say the right size."""
     x, out = node.inputs[0], node.outputs[0]
@@ -146,6 +152,7 @@ def _resize(problem: Problem, node: Node) -> list[Change]:
 _RULES: dict[str, Callable[[Problem, Node], list[Change]]] = {
     "Conv": _group,
     "ConvTranspose": _group,
+    "GroupNormalization": _num_groups,
     "Reshape": _reshape,
     "Split": _split,
     "Slice": _slice,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import numpy as np
+
 from debride.graph.ir import Node
 from debride.slimming.compute import ALIGNED, UNARY
 from debride.slimming.parameters import reduced_axes
@@ -72,12 +74,27 @@ def _normalised(problem: Problem, node: Node) -> None:
     problem.pin(node, "a parameter", slice(1, None))
 
 
+def _group_normalised(problem: Problem, node: Node) -> None:
+    """GroupNormalization: all channels of a group are normalised together, so a group leaves as a whole."""
+    axes, x = problem.axes, node.inputs[0]
+    spatial = range(2, axes.rank(x))
+    if node.since_version < 21:  # scale and bias have an entry per group, whose number then could not change
+        passing(problem, node, [1, *spatial], "normalised together with others by GroupNormalization")
+        problem.pin(node, "a parameter", slice(1, None))
+        return
+    passing(problem, node, spatial, "normalised over its image")
+    for tensor in node.inputs[1:]:
+        axes.tie(tensor, 0, x, 1)
+    groups = int(node.attributes["num_groups"])
+    stays = ~axes.leaves(x, 1).reshape(groups, -1)
+    partly = np.repeat(stays.any(axis=1), stays.shape[1])
+    axes.keep(x, 1, f"normalised together with others by GroupNormalization ('{node.name}')", partly)
+
+
 def _normalised_channels(problem: Problem, node: Node) -> None:
-    """GroupNormalization, LRN, LpNormalization, MeanVarianceNormalization: what is beside a channel counts."""
+    """LRN, LpNormalization, MeanVarianceNormalization: what is beside a channel counts."""
     rank = problem.axes.rank(node.inputs[0])
-    spatial = list(range(2, rank))
     held = {
-        "GroupNormalization": [1, *spatial],
         "LRN": [1],
         "LpNormalization": [int(node.attributes.get("axis", -1)) % rank],
         "MeanVarianceNormalization": [a % rank for a in node.attributes.get("axes", [0, 2, 3])],
@@ -129,9 +146,8 @@ RULES: dict[str, Callable[[Problem, Node], None]] = {
     "InstanceNormalization": _per_channel,
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), _softmax),
     **dict.fromkeys(("LayerNormalization", "RMSNormalization"), _normalised),
-    **dict.fromkeys(
-        ("GroupNormalization", "LRN", "LpNormalization", "MeanVarianceNormalization"), _normalised_channels
-    ),
+    "GroupNormalization": _group_normalised,
+    **dict.fromkeys(("LRN", "LpNormalization", "MeanVarianceNormalization"), _normalised_channels),
     **dict.fromkeys(
         ("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), _pooled
     ),
