@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 import onnx
 import onnx.checker
 
 from debride.errors import DebrideError, ModelError
-from debride.graph.channels import find_groups
 from debride.graph.hollow import check_model
 from debride.graph.ir import Graph
 from debride.graph.lend import lent
@@ -18,30 +15,21 @@ from debride.graph.parse import parse
 from debride.graph.read import Model, inlined
 from debride.graph.wire import pieces_of, size_of
 from debride.sessions import Runtime, Session
-from debride.slimming.compare import Feed, compared
+from debride.slimming.account import Account, account_of
+from debride.slimming.compare import Comparison, Feed, compared
 from debride.slimming.cost import latencies, macs, parameters
 from debride.slimming.edit import edited
 from debride.slimming.observe import Observed, observe, random_feeds
 from debride.slimming.prepare import Prepared, prepared
 from debride.slimming.problem import Problem
 from debride.slimming.solve import solve
-from debride.types import (
-    BoolArray,
-    ChannelGroup,
-    Cost,
-    FloatArray,
-    InputSpec,
-    Progress,
-    Refused,
-    Slice,
-    Slimming,
-    no_progress,
-)
+from debride.types import Cost, FloatArray, InputSpec, Progress, Slimming, no_progress
 
 TOLERANCE = 1e-5
 """Largest difference from the model as it was, as a share of an output's spread."""
 _HALF_TOLERANCE = 5e-3
-_STEPS = 4
+_STEPS = 3
+_MOST_PASSES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -75,119 +63,108 @@ def slim(
     runtime = runtime or Runtime()
     proto = inlined(model.proto) if model.proto.functions else model.proto
     name = model.path.name
-    progress("slimming", 0, _STEPS, "shapes")
-    graph = parse(proto)
-    observed = observe(proto, graph, spec, runtime, name)
-    progress("slimming", 1, _STEPS, "channels")
-    ready = prepared(graph, observed)
-    problem = solve(ready.graph, ready.observed, align)
-    facts = _facts(problem, spec)
-    if not any(problem.axes.changes(tensor) for tensor in observed.shapes):
-        cost = _cost(proto, graph, observed.shapes, observed)
-        return Slimmed(proto=proto, facts=replace(facts, before=cost, after=cost))
-    progress("slimming", 2, _STEPS, "comparing")
-    result = _proved(proto, ready, problem, facts, Feed(spec=spec, images=images, seed=seed), runtime, name)
-    progress("slimming", _STEPS, _STEPS, f"{result.facts.channels} channels out")
-    return result
-
-
-def _proved(
-    proto: onnx.ModelProto,
-    ready: Prepared,
-    problem: Problem,
-    facts: Slimming,
-    feed: Feed,
-    runtime: Runtime,
-    name: str,
-) -> Slimmed:
-    """`proto` slimmed where that says the same, else as it is, with what both cost; `ready` is its graph made so."""
-    graph, observed = problem.graph, problem.observed
-    before = _cost(proto, graph, observed.shapes, observed)
+    progress("slimming", 0, _STEPS, "channels")
+    first = _solved(proto, spec, runtime, align, name)
+    if not first.changes:
+        return Slimmed(proto=proto, facts=_facts(first.account, first.cost(), first.cost()))
+    progress("slimming", 1, _STEPS, "cutting")
     try:
-        slimmed = edited(proto, problem, ready)
-        check_model(slimmed)
-        with lent(proto) as old, lent(slimmed) as new:
-            sessions = Session(old, runtime, name), Session(new, runtime, f"{name}, slimmed")
-            found = compared(*sessions, graph, feed)
-            limit = _HALF_TOLERANCE if _halves(graph) else TOLERANCE
-            if found.difference > limit:
-                raise ModelError(
-                    f"the outputs would differ by {found.difference:.2g} of their spread (limit {limit:g})"
-                )
-            seconds = latencies(sessions, random_feeds(graph, feed.spec, 1, feed.seed))
+        last, account = _cut(first, spec, runtime, align, name)
+        progress("slimming", 2, _STEPS, "comparing")
+        found, seconds = _proved(first, last, Feed(spec=spec, images=images, seed=seed), runtime, name)
     except (DebrideError, onnx.checker.ValidationError, ValueError) as error:
+        same = _facts(first.account, first.cost(), first.cost())
         why = " ".join(str(error).split())[:500]
-        return Slimmed(proto=proto, facts=replace(facts, before=before, after=before, left=0, channels=0, reason=why))
-    left = {tensor: problem.axes.kept(tensor) for tensor in observed.shapes}
-    after = _cost(slimmed, parse(slimmed), left, observed)
-    facts = replace(
-        facts,
-        before=replace(before, latency=seconds[0] / observed.smallest),
-        after=replace(after, latency=seconds[1] / observed.smallest),
-        difference=found.difference,
-        images=found.images,
+        return Slimmed(proto=proto, facts=replace(same, left=0, channels=0, reason=why))
+    before, after = (
+        replace(graph.cost(), latency=second / first.observed.smallest)
+        for graph, second in zip((first, last), seconds, strict=True)
     )
-    return Slimmed(proto=slimmed, facts=facts)
+    facts = replace(_facts(account, before, after), difference=found.difference, images=found.images)
+    progress("slimming", _STEPS, _STEPS, f"{facts.channels} channels out")
+    return Slimmed(proto=last.proto, facts=facts)
 
 
-def _cost(proto: onnx.ModelProto, graph: Graph, shapes: Mapping[str, tuple[int, ...]], observed: Observed) -> Cost:
-    count = macs(graph, lambda tensor: shapes.get(tensor, ()), observed.batch)
-    return Cost(size=size_of(pieces_of(proto, proto.graph)), parameters=parameters(graph), macs=count)
+def _cut(first: Pass, spec: InputSpec | None, runtime: Runtime, align: int, name: str) -> tuple[Pass, Account]:
+    """What is left of `first`, and the account of it all.
+
+    Where channels had to be held that are dead (the last of a layer, or one that carries constants), others may leave
+    once these stand alone: so it is gone over again, until nothing does.
+    """
+    last, account = _solved(first.cut(), spec, runtime, align, name), first.account
+    for _ in range(_MOST_PASSES):
+        if not last.changes:
+            break
+        account = account.then(last.account)
+        last = _solved(last.cut(), spec, runtime, align, name)
+    return last, account
 
 
-def _halves(graph: Graph) -> bool:
-    """Whether the graph computes in half precision anywhere: sums in another order then differ by more."""
-    return any(array.dtype.name in ("float16", "bfloat16") for array in graph.constants.values())
+def _proved(first: Pass, last: Pass, feed: Feed, runtime: Runtime, name: str) -> tuple[Comparison, list[float]]:
+    """How equal both are, and the seconds that each takes.
+
+    Raises:
+        ModelError: they differ by more than they may, or one does not run.
+    """
+    check_model(last.proto)
+    with lent(first.proto) as old, lent(last.proto) as new:
+        sessions = Session(old, runtime, name), Session(new, runtime, f"{name}, slimmed")
+        found = compared(*sessions, first.graph, feed)
+        limit = _HALF_TOLERANCE if first.halves else TOLERANCE
+        if found.difference > limit:
+            raise ModelError(f"the outputs would differ by {found.difference:.2g} of their spread (limit {limit:g})")
+        return found, latencies(sessions, random_feeds(first.graph, feed.spec, 1, feed.seed))
 
 
-def _facts(problem: Problem, spec: InputSpec | None) -> Slimming:
-    """Which channels leave, which zeroed ones stay and why; costs are filled in later."""
-    graph = problem.graph
-    ranks = {tensor: len(shape) for tensor, shape in problem.observed.shapes.items()}
-    groups, _ = find_groups(graph, (spec and spec.output) or graph.outputs[0].name, ranks)
-    is_zero = _Zeros(graph)
-    nothing = Cost(size=0, parameters=0, macs=0)
-    dead = left = channels = 0
-    stayed = []
-    for group in groups:
-        reason = _stays(problem, group)
-        channels += not reason
-        if all(is_zero(piece) for piece in group.slices):
-            dead += 1
-            left += not reason
-            stayed += [Refused(layer=group.layer, channel=group.channel, reason=reason)] if reason else []
+def _facts(account: Account, before: Cost, after: Cost) -> Slimming:
     return Slimming(
-        before=nothing,
-        after=nothing,
-        dead=dead,
-        left=left,
-        channels=channels,
-        stayed=tuple(stayed),
+        before=before,
+        after=after,
+        dead=len(account.dead),
+        left=account.left,
+        channels=account.channels,
+        stayed=account.stayed,
         difference=0.0,
         images=0,
     )
 
 
-def _stays(problem: Problem, group: ChannelGroup) -> str:
-    """Why the channel of `group` stays; "" where it leaves."""
-    axes = problem.axes
-    if not axes.knows(group.edge):
-        return "in a shape that is not known"
-    return axes.reason(group.edge, group.axis % axes.rank(group.edge), group.channel)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Pass:
+    """A graph gone over once: `graph` is `proto` parsed, `problem` its solution, `account` what that means."""
+
+    proto: onnx.ModelProto
+    graph: Graph
+    observed: Observed
+    ready: Prepared
+    problem: Problem
+    account: Account
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything leaves."""
+        return any(self.problem.axes.changes(tensor) for tensor in self.observed.shapes)
+
+    @property
+    def halves(self) -> bool:
+        """Whether it computes in half precision anywhere: sums in another order then differ by more."""
+        return any(array.dtype.name in ("float16", "bfloat16") for array in self.graph.constants.values())
+
+    def cut(self) -> onnx.ModelProto:
+        """The graph without what leaves."""
+        return edited(self.proto, self.problem, self.ready)
+
+    def cost(self) -> Cost:
+        """What it costs as it is, without its latency."""
+        count = macs(self.graph, lambda tensor: self.observed.shapes.get(tensor, ()), self.observed.batch)
+        size = size_of(pieces_of(self.proto, self.proto.graph))
+        return Cost(size=size, parameters=parameters(self.graph), macs=count)
 
 
-class _Zeros:
-    """Which slices of constants are zero; each constant is looked at once for each of its axes."""
-
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
-        self._makers = {node.name: node for node in graph.nodes}
-        self._live: dict[tuple[str, int], BoolArray] = {}
-
-    def __call__(self, piece: Slice) -> bool:
-        name = self._makers[piece.node].inputs[piece.position]
-        if (name, piece.axis) not in self._live:
-            array = self._graph.constants[name]
-            others = tuple(axis for axis in range(array.ndim) if axis != piece.axis)
-            self._live[name, piece.axis] = np.asarray((array != 0).any(axis=others))
-        return not self._live[name, piece.axis][list(piece.indices)].any()
+def _solved(proto: onnx.ModelProto, spec: InputSpec | None, runtime: Runtime, align: int, name: str) -> Pass:
+    graph = parse(proto)
+    observed = observe(proto, graph, spec, runtime, name)
+    ready = prepared(graph, observed)
+    problem = solve(ready.graph, ready.observed, align)
+    account = account_of(problem, spec)
+    return Pass(proto=proto, graph=graph, observed=observed, ready=ready, problem=problem, account=account)
