@@ -206,6 +206,17 @@ def test_a_bias_that_layers_share_is_cut_for_each_as_it_needs(tmp_path):
     assert shared not in {t.name for t in proto.graph.initializer}
 
 
+@pytest.mark.parametrize("store", ["initializer", "identity"])
+def test_a_gemm_with_factors_takes_constants_into_its_bias(tmp_path, store):
+    b = Builder()
+    x = b.op("Sigmoid", b.op("Flatten", b.op("GlobalAveragePool", b.conv("x", 3, 6))))
+    b.store = store
+    b.op("Gemm", x, b.weight(6, 3), b.weight(3), alpha=0.5, beta=2.0)
+    proto, facts = slimmed(b.model(["n", 3, 8, 8], "scores", ["n", 3]), tmp_path, {0: [0, 4]})
+    assert weights(proto) == [(4, 3, 3, 3)]
+    assert facts.left == 2
+
+
 def test_a_gate_leaves_with_its_channels(tmp_path):
     b = Builder()
     x = b.op("Relu", b.conv("x", 3, 6))

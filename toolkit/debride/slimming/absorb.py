@@ -68,7 +68,7 @@ def bias_place(problem: Problem, node: Node) -> Place | None:
         return None
     if node.op == "Conv" and unpadded(node):
         return _third(problem, node, problem.shape(weight)[0])
-    if node.op == "Gemm" and node.attributes.get("alpha", 1.0) == 1.0 and node.attributes.get("beta", 1.0) == 1.0:
+    if node.op == "Gemm" and node.attributes.get("beta", 1.0) != 0:
         return _third(problem, node, problem.shape(node.outputs[0])[1])
     if node.op != "MatMul" or len(problem.shape(weight)) != 2:
         return None
@@ -141,7 +141,9 @@ def contributions(problem: Problem) -> dict[Place, npt.NDArray[np.float64]]:
     for node, _, leaving in _leaving(problem):
         place = bias_place(problem, node)
         if place is not None:
-            total = _weights(problem, node) @ leaving
+            # A Gemm's bias is multiplied by beta, what it adds up by alpha.
+            total = _weights(problem, node) @ leaving * node.attributes.get("alpha", 1.0)
+            total /= node.attributes.get("beta", 1.0)
             found[place] = found.get(place, np.zeros(total.shape)) + total
     return found
 

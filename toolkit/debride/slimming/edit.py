@@ -116,16 +116,21 @@ def _cut(array: npt.NDArray[np.generic], name: str, problem: Problem) -> npt.NDA
 
 def _change(proto: onnx.ModelProto, node: onnx.NodeProto, change: Change, problem: Problem) -> None:
     if change.attribute:
-        kept = [a for a in node.attribute if a.name != change.attribute]
-        del node.attribute[:]
-        node.attribute.extend(kept)
-        if change.numbers is not None:
-            node.attribute.append(helper.make_attribute(change.attribute, change.numbers))
+        _set_attribute(node, change)
         return
     old = node.input[change.position] if change.position < len(node.input) else ""
     dtype = problem.observed.values[old].dtype if old in problem.observed.values else np.dtype(np.int64)
     name = add_initializer(proto, f"{old or node.output[0]}.slim", np.asarray(change.numbers, dtype))
     _set_input(node, change.position, name)
+
+
+def _set_attribute(node: onnx.NodeProto, change: Change) -> None:
+    old = next((a for a in node.attribute if a.name == change.attribute), None)
+    if change.numbers is None:
+        if old is not None:
+            node.attribute.remove(old)
+        return
+    (old or node.attribute.add()).CopyFrom(helper.make_attribute(change.attribute, change.numbers))
 
 
 def _set_input(node: onnx.NodeProto, position: int, name: str) -> None:

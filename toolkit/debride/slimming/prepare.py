@@ -36,6 +36,7 @@ class Prepared:
 
 def prepared(graph: Graph, observed: Observed) -> Prepared:
     """`graph` ready to be slimmed. Numbers stay computed where it takes images of many sizes."""
+    graph = _without_detours(graph)
     taken = {*observed.shapes, *graph.constants}
     names = {tensor: _fresh(f"{tensor}.folded", taken) for tensor in _numbers(graph, observed)}
     values = {name: observed.values[tensor] for tensor, name in names.items()}
@@ -66,6 +67,20 @@ def prepared(graph: Graph, observed: Observed) -> Prepared:
         numbers=tuple(small),
         copies=copies,
     )
+
+
+def _without_detours(graph: Graph) -> Graph:
+    """`graph` reading its constants themselves where it read them by way of an Identity, as exporters share them."""
+    ends = {value.name for value in graph.outputs}
+    meant: dict[str, str] = {}
+    nodes = []
+    for node in graph.nodes:
+        if any(tensor in meant for tensor in node.inputs):
+            node = replace(node, inputs=tuple(meant.get(tensor, tensor) for tensor in node.inputs))
+        if node.op == "Identity" and not node.domain and node.inputs[0] in graph.constants:
+            meant[node.outputs[0]] = node.inputs[0]
+        nodes.append(node)
+    return replace(graph, nodes=tuple(nodes)) if meant.keys() - ends else graph
 
 
 def _fresh(name: str, taken: set[str]) -> str:
