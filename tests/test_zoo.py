@@ -9,7 +9,6 @@ import torch
 
 import exports
 from architectures import ARCHITECTURES, network, shape_of
-from debride.errors import UnsupportedOpError
 from zoo_checks import Subject
 
 PARITY = 1e-5
@@ -103,12 +102,8 @@ def test_an_architecture_is_read_run_differentiated_zeroed_and_slimmed(case, tmp
     _slims(_hold(subject))
 
 
-BRANCHES = pytest.mark.xfail(raises=UnsupportedOpError, reason="PyTorch's older exporter writes a squeeze as an If")
-MARKED = [pytest.param(c, marks=BRANCHES if c[:2] == ("alexnet_lrn", "torchscript") else ()) for c in REST]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("case", MARKED, ids=lambda c: "-".join(map(str, c)))
+@pytest.mark.parametrize("case", REST, ids=lambda c: "-".join(map(str, c)))
 def test_the_rest_of_the_zoo_too(case, tmp_path):
     slim = _hold(_subject(case, tmp_path))
     if case[0] not in HELD_TOGETHER:

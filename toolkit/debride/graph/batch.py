@@ -23,19 +23,19 @@ BATCH = "batch"
 _EXPAND = 8
 
 
-def free_batch(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of `proto` whose image inputs (rank 4) and outputs have a symbolic first dimension.
+def free_batch(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
+    """A copy of `proto` whose image inputs (rank 4) and outputs have a symbolic first dimension, and "".
 
     Constant shapes that bake the batch size in let that dimension follow, and constants that are joined to images are
-    repeated for each. Nodes keep their names, order and outputs, new ones come between. A model without a fixed batch,
-    or whose batch cannot be freed, is copied unchanged.
+    repeated for each. Nodes keep their names, order and outputs, new ones come between. A model without a fixed batch
+    is copied unchanged; so is one whose batch cannot be freed, and the second value says why.
     """
     free = onnx.ModelProto()
     free.CopyFrom(proto)
     initializers = {tensor.name for tensor in proto.graph.initializer}
     images = [v.name for v in free.graph.input if v.name not in initializers and _fixed_batch(v)]
     if not images:
-        return free
+        return free, ""
     infos, values = folded_infos(proto)
     size = (shape_of(infos[images[0]]) or [0])[0]
     batch = Batch(
@@ -51,9 +51,10 @@ def free_batch(proto: onnx.ModelProto) -> onnx.ModelProto:
         _rewrite(free, batch, images[0])
         _rename(free, batch, images)
         _check(free, images, size)
-    except (Unfree, onnx.shape_inference.InferenceError):
+    except (Unfree, onnx.shape_inference.InferenceError) as error:
         free.CopyFrom(proto)
-    return free
+        return free, str(error) if isinstance(error, Unfree) else "shapes contradict each other at another batch size"
+    return free, ""
 
 
 def _rename(free: onnx.ModelProto, batch: Batch, images: list[str]) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from math import prod
 
 import numpy as np
 import onnx
 import onnx.shape_inference
 from onnx import numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 from debride.graph.hollow import constant_tensor, hollow, is_large
+from debride.graph.numbers import Known, computed, shape_numbers, whole
 
-_SMALL = 4096
-"""Elements from which on a computed constant is none of a shape."""
+_SCALES = 64
+"""Elements up to which floats count as numbers of a shape: scales of a Resize, bounds that a size is compared with."""
+_PLAIN = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
+_EVALUATIONS = 20_000
+"""Nodes that are evaluated at most; the file is untrusted."""
 
 
 def value_infos(proto: onnx.ModelProto) -> Mapping[str, onnx.ValueInfoProto]:
@@ -36,15 +39,26 @@ def value_infos(proto: onnx.ModelProto) -> Mapping[str, onnx.ValueInfoProto]:
 
 
 def folded_infos(proto: onnx.ModelProto) -> tuple[Mapping[str, onnx.ValueInfoProto], dict[str, np.ndarray]]:
-    """As `value_infos`, of a graph of fixed shapes; and the integers that follow from these, by tensor name."""
+    """As `value_infos`; and the numbers that follow from the shapes and from constants, by tensor name.
+
+    Where dimensions are open, a number is there if it depends on others alone.
+    """
     known: dict[str, np.ndarray] = {}
-    copy = hollow(proto).proto
+    copy, budget, told = hollow(proto).proto, _EVALUATIONS, set[str]()
     while True:
         infos = value_infos(copy)
-        found = _computed(copy, infos)
-        if not found:
+        values, budget = _computed(copy, infos, budget)
+        reshaped = [value for value in _reshaped(copy, infos, values) if value.name not in told]
+        told.update(value.name for value in reshaped)
+        copy.graph.value_info.extend(reshaped)
+        found = {
+            name: numpy_helper.from_array(np.array(value.array, order="C"), name)
+            for name, value in values.items()
+            if value.whole
+        }
+        if not found and not reshaped:
             return infos, known
-        known.update((name, numpy_helper.to_array(tensor)) for name, tensor in found.items())
+        known.update((name, values[name].array) for name in found)
         # As constants in place of their nodes; the names stay.
         kept = [node for node in copy.graph.node if not found.keys() & set(node.output)]
         copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
@@ -53,52 +67,64 @@ def folded_infos(proto: onnx.ModelProto) -> tuple[Mapping[str, onnx.ValueInfoPro
         copy.graph.initializer.extend(found.values())
 
 
+def numbers_of(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """The constants of the main graph that numbers of shapes are computed from, by the name of what they give."""
+    found = {t.name: t for t in proto.graph.initializer if _is_number(t)}
+    for node in proto.graph.node:
+        value = constant_tensor(node) or _plain_value(node)
+        if value is not None and _is_number(value):
+            found[node.output[0]] = value
+    return found
+
+
+def _plain_value(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """The numbers that a Constant node has as such, not as a tensor."""
+    if node.op_type != "Constant" or len(node.attribute) != 1 or node.attribute[0].name not in _PLAIN:
+        return None
+    value = onnx.helper.get_attribute_value(node.attribute[0])
+    return numpy_helper.from_array(np.asarray(value, _PLAIN[node.attribute[0].name]))
+
+
 def _is_number(tensor: onnx.TensorProto) -> bool:
+    if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
+        return bool(prod(tensor.dims) <= _SCALES)
     integer = tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
     return integer and not is_large(tensor)
 
 
-def _computed(proto: onnx.ModelProto, infos: Mapping[str, onnx.ValueInfoProto]) -> dict[str, onnx.TensorProto]:
-    """The integers that follow from known shapes and constants."""
-    constants = {t.name: t for t in proto.graph.initializer if _is_number(t)}
+def _computed(
+    proto: onnx.ModelProto, infos: Mapping[str, onnx.ValueInfoProto], budget: int
+) -> tuple[dict[str, Known], int]:
+    """What nodes make of known shapes and constants, and what is left of `budget` evaluations."""
+    constants, found = numbers_of(proto), dict[str, Known]()
     for node in proto.graph.node:
-        value = constant_tensor(node)
-        if value is not None and _is_number(value):
-            constants[node.output[0]] = value
-    found: dict[str, onnx.TensorProto] = {}
+        made: Known | None = None
+        if node.op_type in ("Shape", "Size") and not node.domain:
+            shape = shape_of(infos.get(node.input[0]))
+            made = None if shape is None else shape_numbers(node, shape)
+        elif node.input and all(i in found or i in constants for i in node.input if i):
+            if not budget:
+                break
+            budget -= 1
+            arrays = {i: whole(numpy_helper.to_array(constants[i])) for i in node.input if i and i not in found}
+            made = computed(node, [arrays.get(i, found.get(i)) for i in node.input], proto.opset_import)
+        if made is not None:
+            found[node.output[0]] = made
+    return found, budget
+
+
+def _reshaped(
+    proto: onnx.ModelProto, infos: Mapping[str, onnx.ValueInfoProto], values: Mapping[str, Known]
+) -> Iterator[onnx.ValueInfoProto]:
+    """The shapes that Reshapes give to targets of which only a part is known; inference finds none there."""
     for node in proto.graph.node:
-        shape = shape_of(infos.get(node.input[0])) if node.op_type == "Shape" else None
-        array: np.ndarray | None
-        if shape and all(shape) and not node.attribute:
-            array = np.asarray(shape, np.int64)
-        elif node.input and all(i in constants for i in node.input if i):
-            array = _evaluated(proto, node, constants)
-        else:
+        target = values.get(node.input[1]) if node.op_type == "Reshape" and len(node.input) == 2 else None
+        data, made = infos.get(node.input[0]) if node.input else None, infos.get(node.output[0])
+        if target is None or data is None or shape_of(made) is not None:
             continue
-        if array is not None and array.size <= _SMALL:
-            found[node.output[0]] = constants[node.output[0]] = numpy_helper.from_array(array, node.output[0])
-    return found
-
-
-def _evaluated(
-    proto: onnx.ModelProto, node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]
-) -> np.ndarray | None:
-    """What `node` makes of `constants`, by ONNX's reference; None where that cannot tell."""
-    if len(node.output) != 1 or node.domain:
-        return None
-    feeds = {name: numpy_helper.to_array(constants[name]) for name in node.input if name}
-    ends = [
-        onnx.helper.make_tensor_value_info(name, constants[name].data_type, list(constants[name].dims))
-        for name in feeds
-    ]
-    output = onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.UNDEFINED, None)
-    graph = onnx.helper.make_graph([node], "one", ends, [output])
-    model = onnx.helper.make_model(graph, opset_imports=list(proto.opset_import))
-    try:
-        made: list[Any] = ReferenceEvaluator(model).run(None, feeds)  # type: ignore[assignment]
-        return np.asarray(made[0])
-    except (RuntimeError, ValueError, TypeError, NotImplementedError, IndexError, AttributeError):
-        return None  # a graph of a file that the reference does not take: its shapes stay unknown
+        entries = zip(target.array.reshape(-1).tolist(), target.known.reshape(-1).tolist(), strict=True)
+        dims = [int(size) if known and size > 0 else None for size, known in entries]
+        yield onnx.helper.make_tensor_value_info(node.output[0], data.type.tensor_type.elem_type, dims)
 
 
 def inferred(proto: onnx.ModelProto) -> Mapping[str, onnx.ValueInfoProto]:

@@ -1,8 +1,9 @@
 """A model file -> `Model`: limits, confinement, the ONNX checker, then a working copy and its parsed graph.
 
-The delivered protobuf is kept as it is, for surgery. The working copy has local functions inlined, the batch
-dimension freed and every node named, and is what sessions, the proxy and the analyses run on. Where it differs from
-the delivered one it is kept without the data of its large tensors, and filled when somebody asks for it.
+The delivered protobuf is kept as it is, for surgery. The working copy has local functions inlined, `If`s that shapes
+decide resolved, the batch dimension freed and every node named, and is what sessions, the proxy and the analyses run
+on. Where it differs from the delivered one it is kept without the data of its large tensors, and filled when somebody
+asks for it.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from google.protobuf.message import DecodeError
 
 from debride.errors import DebrideError, ModelError, UnsupportedOpError
 from debride.graph.batch import free_batch
+from debride.graph.branches import resolved
 from debride.graph.hollow import check_model, filled, hollow, payloads
 from debride.graph.ir import Graph
 from debride.graph.parse import node_names, opset_of, parse
 from debride.graph.tensors import check_tensors, load_external
 
-__all__ = ["MAX_BYTES", "Model", "inlined", "model_of", "parse", "read_model"]
+__all__ = ["MAX_BYTES", "Model", "inlined", "model_of", "parse", "plain", "read_model"]
 
 MAX_BYTES = 2**33
 """The default limit for a model with its external data."""
@@ -40,11 +42,11 @@ _MAX_NODES = 1_000_000
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
-    """A model file read: `proto` as delivered (external data loaded), `working` inlined, freed and named.
+    """A model file read: `proto` as delivered (external data loaded), `working` inlined, resolved, freed and named.
 
     `rewritten` is `working` without the data of large tensors, or None where nothing had to be rewritten. `graph` is
-    `working` parsed. `data` are the file's own bytes, `sha256` (hex) and `size` theirs; `external` are the files of
-    external data that belong to it.
+    `working` parsed; `bound` says why its batch is fixed, where freeing it was tried. `data` are the file's own bytes,
+    `sha256` (hex) and `size` theirs; `external` are the files of external data that belong to it.
     """
 
     proto: onnx.ModelProto
@@ -55,10 +57,11 @@ class Model:
     size: int
     data: bytes
     external: tuple[Path, ...] = ()
+    bound: str = ""
 
     @cached_property
     def working(self) -> onnx.ModelProto:
-        """The model with functions inlined, the batch freed and every node named; not to be changed."""
+        """The model inlined, decided branches in place, the batch freed and every node named; not to be changed."""
         return self.proto if self.rewritten is None else filled(self.rewritten, payloads(self.proto))
 
 
@@ -88,7 +91,7 @@ def model_of(data: bytes, path: Path, *, max_bytes: int = MAX_BYTES, free: bool 
     try:
         external = load_external(proto, path, max_bytes - len(data))
         _check(proto, path)
-        rewritten, graph = _parsed(proto, path, free)
+        rewritten, graph, bound = _parsed(proto, path, free)
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, RuntimeError) as error:
         # Bytes damaged in ways that the checker does not look at, such as names that are no UTF-8.
         raise ModelError(f"{path}: damaged ({error}); copy or export the file again") from error
@@ -102,6 +105,7 @@ def model_of(data: bytes, path: Path, *, max_bytes: int = MAX_BYTES, free: bool 
         size=len(data),
         data=data,
         external=external,
+        bound=bound,
     )
 
 
@@ -195,16 +199,34 @@ def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
                 yield from _all_nodes(graph.node)
 
 
-def _parsed(proto: onnx.ModelProto, path: Path, free: bool) -> tuple[onnx.ModelProto | None, Graph]:
+def plain(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `proto` with its local functions inlined, decided branches in place, and every node named.
+
+    Raises:
+        ModelError: a function cannot be inlined.
+    """
+    flat = inlined(proto)
+    _name(flat)
+    found = resolved(flat)
+    if found is not flat:
+        _name(found)
+    return found
+
+
+def _name(proto: onnx.ModelProto) -> None:
+    for node, name in zip(proto.graph.node, node_names(proto.graph.node), strict=True):
+        node.name = name
+
+
+def _parsed(proto: onnx.ModelProto, path: Path, free: bool) -> tuple[onnx.ModelProto | None, Graph, str]:
     try:
-        delivered = hollow(proto).proto
-        working = inlined(delivered)
-        for node, name in zip(working.graph.node, node_names(working.graph.node), strict=True):
-            node.name = name
-        working = free_batch(working) if free else working
+        delivered, bound = hollow(proto).proto, ""
+        working = plain(delivered)
+        if free:
+            working, bound = free_batch(working)
         graph = parse(working, payloads(proto))
         if not graph.inputs or not graph.outputs:
             raise ModelError("has no input or no output; export a classifier of images")
-        return None if working == delivered else working, graph
+        return None if working == delivered else working, graph, bound
     except DebrideError as error:
         raise type(error)(f"{path}: {error}") from error

@@ -21,7 +21,7 @@ from debride.graph.batch import add_initializer
 from debride.graph.constants import Constants, array_of, zeroed_blocks
 from debride.graph.hollow import give, hollow
 from debride.graph.parse import node_names
-from debride.graph.read import Model, inlined
+from debride.graph.read import Model, inlined, plain
 from debride.graph.verify import check_written
 from debride.graph.write import write_bytes, write_model
 from debride.types import ChannelGroup
@@ -53,18 +53,21 @@ def working_zero(model: Model, groups: Sequence[ChannelGroup]) -> onnx.ModelProt
 def editable(model: Model, groups: Sequence[ChannelGroup]) -> onnx.ModelProto:
     """The protobuf that `zero` edits: the delivered one, or (a function holds a layer) that with functions inlined.
 
-    A function may be called at many places, so zeroing a weight inside it would touch layers that nobody chose.
+    A function may be called at many places, so zeroing a weight inside it would touch layers that nobody chose. A layer
+    in a branch that is always taken is edited where the branch stands in place of its If.
     """
-    if not model.proto.functions:
-        return model.proto
-    outer = {name: list(node.output) for name, node in _named(model.proto)}
-    inner = {name: list(node.output) for name, node in _named(model.working)}
     nodes = {piece.node for group in groups for piece in group.slices}
-    return model.proto if all(outer.get(n) == inner.get(n) for n in nodes) else inlined(model.proto)
+    inner = _outputs(model.rewritten or model.proto, nodes)
+    if _outputs(model.proto, nodes) == inner:
+        return model.proto
+    flat = inlined(model.proto)
+    return flat if _outputs(flat, nodes) == inner else plain(model.proto)
 
 
-def _named(proto: onnx.ModelProto) -> list[tuple[str, onnx.NodeProto]]:
-    return list(zip(node_names(proto.graph.node), proto.graph.node, strict=True))
+def _outputs(proto: onnx.ModelProto, names: set[str]) -> dict[str, list[str]]:
+    """The outputs of the nodes of these names."""
+    named = zip(node_names(proto.graph.node), proto.graph.node, strict=True)
+    return {name: list(node.output) for name, node in named if name in names}
 
 
 def _zero(proto: onnx.ModelProto, groups: Sequence[ChannelGroup]) -> onnx.ModelProto:
