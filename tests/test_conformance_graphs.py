@@ -108,10 +108,10 @@ def _still():
 
 def _counted(monkeypatch):
     """The names of the nodes that the proxy computes, as it computes them."""
-    from debride.proxy import runner as module
+    from debride.proxy import steps as module
 
-    names, compute = [], module._compute
-    monkeypatch.setattr(module, "_compute", lambda o, n, i: (names.append(n.name), compute(o, n, i))[1])
+    names, compute = [], module.compute
+    monkeypatch.setattr(module, "compute", lambda o, n, i: (names.append(n.name), compute(o, n, i))[1])
     return names
 
 

@@ -17,6 +17,7 @@ from debride.graph.parse import parse
 from debride.graph.read import read_model
 from debride.proxy.interpreter import Proxy
 from debride.proxy.parity import check_parity
+from debride.proxy.plan import Request
 from debride.proxy.runner import GraphRunner
 from debride.sessions import Runtime, Session, predictor
 from debride.types import InputSpec
@@ -183,7 +184,8 @@ def test_start_leaves_out_everything_before_it():
 
 def test_intermediate_tensors_are_freed_after_their_last_use():
     proxy = Proxy(parse(_model(_body(), WEIGHTS, 13)), SPEC)
-    freed = [name for step in proxy._plan({"x"}, ("z",)).steps for name in step.frees]
+    request = Request(outputs=("z",), feeds=frozenset({"x"}), masks=frozenset())
+    freed = [name for step in proxy._plan(request).steps for name in step.frees]
     assert freed == ["x", "c", "n", "r", "p", "f"]
 
 
@@ -203,7 +205,7 @@ def test_integer_arithmetic_on_shapes_is_folded_and_exact():
     )
     runner = GraphRunner(parse(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])))
     assert runner.run({}, ["total"])["total"].item() == 2**53 + 1
-    assert runner._plan((), ("y",)).steps == ()
+    assert runner._plan(Request(outputs=("y",), feeds=frozenset(), masks=frozenset())).steps == ()
 
 
 def test_quantised_weights_and_activations_let_the_gradient_straight_through():

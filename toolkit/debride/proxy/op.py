@@ -80,7 +80,8 @@ def dtype_of(number: int) -> torch.dtype:
 
 def ints(tensor: Tensor) -> list[int]:
     """A shape, axes or pads tensor as Python integers."""
-    return [int(v) for v in tensor.detach().reshape(-1).tolist()]
+    values = tensor.tolist() if tensor.ndim == 1 else tensor.reshape(-1).tolist()
+    return values if not tensor.dtype.is_floating_point else [int(v) for v in values]
 
 
 def bounded(shape: Sequence[int]) -> list[int]:

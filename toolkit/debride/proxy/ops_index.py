@@ -114,6 +114,8 @@ def _wrapped(indices: Tensor, size: int) -> Tensor:
 @op(since=(1, 11, 13))
 def Gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     axis = axis % x.ndim
+    if indices.ndim == 0 and not indices.is_cuda:
+        return x.select(axis, int(indices))
     flat = _wrapped(indices, x.shape[axis]).reshape(-1).to(x.device)
     return x.index_select(axis, flat).reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
 

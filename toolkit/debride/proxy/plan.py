@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from debride.errors import ModelError
 from debride.graph.ir import Graph, Node
+from debride.proxy.fuse import fuse
 from debride.proxy.op import Operator
+from debride.proxy.shapes import shape_arithmetic
 from debride.proxy.table import lookup
+
+FLOATS, DOUBLE = (1, 10, 16), 11
+"""`TensorProto.DataType` of float32, float16 and bfloat16, and of float64."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Step:
-    """One node to compute; `frees` are the tensors that no later step reads."""
+    """One node to compute; `frees` are the tensors that no later step reads. `asks`: it only asks a tensor's shape."""
 
     node: Node
     operator: Operator
     frees: tuple[str, ...]
+    asks: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -25,6 +31,9 @@ class Plan:
     """The steps to some outputs, in order. `still` are those that constants alone decide, `moving` the others.
 
     `roots` are the constants that the still steps read, `kept` what the moving steps and the outputs take of them.
+    `lean` are the moving steps without arithmetic on shapes, for a run in which the tensors `shaped` are known from
+    an earlier one and those `asking` a shape get the same answers; `shape_roots` are the constants that `shaped` hang
+    on. `assumed` are constants whose values the plan took for granted.
     """
 
     steps: tuple[Step, ...]
@@ -32,10 +41,29 @@ class Plan:
     moving: tuple[Step, ...]
     roots: tuple[str, ...]
     kept: tuple[str, ...]
+    lean: tuple[Step, ...]
+    asking: tuple[Node, ...]
+    shaped: tuple[str, ...]
+    shape_roots: tuple[str, ...]
+    assumed: tuple[str, ...]
 
 
-def make_plan(graph: Graph, known: Collection[str], feeds: Collection[str], outputs: Sequence[str]) -> Plan:
-    """The plan that makes `outputs` from `feeds` and the tensors `known` beforehand (constants).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a plan is for: `outputs` from `feeds`, with `masks` on the way. `wide`: made double, floats stay float64.
+
+    Without `fused`, every node is computed as it is written.
+    """
+
+    outputs: tuple[str, ...]
+    feeds: frozenset[str]
+    masks: frozenset[str]
+    wide: bool = False
+    fused: bool = True
+
+
+def make_plan(graph: Graph, known: Mapping[str, int], request: Request) -> Plan:
+    """The plan that makes the outputs from the feeds and the constants `known`, given with their numbers of elements.
 
     A fed tensor is never computed, nor is anything that only it needs.
 
@@ -43,44 +71,72 @@ def make_plan(graph: Graph, known: Collection[str], feeds: Collection[str], outp
         UnsupportedOpError: a needed operator is not in the table.
         ModelError: a needed tensor is made by no node and was not given.
     """
-    given = {*known, *feeds, ""}
-    needed = set(outputs) - given
-    nodes: list[Node] = []
-    for node in reversed(graph.nodes):
+    nodes = _needed(graph.nodes, {*known, *request.feeds, ""}, request.outputs)
+    constants = {k: v for k, v in graph.constants.items() if k not in request.feeds}
+    assumed: tuple[str, ...] = ()
+    if request.fused:
+        found = fuse(nodes, constants, {*request.outputs, *request.feeds, *request.masks})
+        nodes, assumed = found.nodes, found.assumed
+    nodes = [_widened(node) for node in nodes] if request.wide else nodes
+    kept = {*known, *request.outputs, ""}
+    steps: list[Step] = []
+    seen: set[str] = set()
+    for node in reversed(nodes):  # last node first: the first sight of a tensor is its last use
+        names = {*node.inputs, *node.outputs} - seen - kept
+        seen |= names
+        steps.append(Step(node=node, operator=lookup(node, graph.opset), frees=tuple(sorted(names))))
+    return _divided(steps[::-1], {k: n for k, n in known.items() if k not in request.feeds}, request, assumed)
+
+
+def _needed(nodes: Sequence[Node], given: Collection[str], outputs: Collection[str]) -> Sequence[Node]:
+    needed = set(outputs) - set(given)
+    found: list[Node] = []
+    for node in reversed(nodes):
         if needed.intersection(node.outputs):
-            nodes.append(node)
+            found.append(node)
             needed.difference_update(node.outputs)
             needed.update(name for name in node.inputs if name not in given)
     if needed:
         raise ModelError(f"tensor {min(needed)!r} is neither made by a node nor given; name a tensor of the graph")
-    kept = {*known, *outputs, ""}
-    steps: list[Step] = []
-    seen: set[str] = set()
-    for node in nodes:  # last node first: the first sight of a tensor is its last use
-        names = {*node.inputs, *node.outputs} - seen - kept
-        seen |= names
-        steps.append(Step(node=node, operator=lookup(node, graph.opset), frees=tuple(sorted(names))))
-    return _divided(steps[::-1], set(known) - set(feeds), feeds, outputs)
+    return found[::-1]
 
 
-def _divided(steps: Sequence[Step], constants: Collection[str], feeds: Collection[str], outputs: Sequence[str]) -> Plan:
+def _widened(node: Node) -> Node:
+    """A Cast to a float type keeps all digits in a graph that was made double."""
+    if node.op == "Cast" and not node.domain and node.attributes.get("to") in FLOATS:
+        return replace(node, attributes={**node.attributes, "to": DOUBLE})
+    return node
+
+
+def _divided(steps: Sequence[Step], constants: Mapping[str, int], request: Request, assumed: tuple[str, ...]) -> Plan:
     settled = {*constants, ""}
     still: list[Step] = []
     for step in steps:
-        if settled.issuperset(step.node.inputs) and not set(feeds).intersection(step.node.outputs):
+        if settled.issuperset(step.node.inputs) and not request.feeds.intersection(step.node.outputs):
             still.append(step)
             settled.update(step.node.outputs)
     alone = set(map(id, still))
-    moving = [step for step in steps if id(step) not in alone]
+    rest = [step for step in steps if id(step) not in alone]
     made = {name for step in still for name in step.node.outputs if name}
-    read = {*outputs, *(name for step in moving for name in step.node.inputs)}
+    read = {*request.outputs, *(name for step in rest for name in step.node.inputs)}
     roots = {name for step in still for name in step.node.inputs if name} - made
+    found = shape_arithmetic([step.node for step in rest], constants, request.feeds | request.masks)
+    shaped = set(found.outputs)
+    moving = tuple(  # what is small stays until the end, to be noted
+        replace(step, frees=tuple(n for n in step.frees if n not in shaped), asks=id(step.node) in found.asking)
+        for step in rest
+    )
     return Plan(
         steps=tuple(steps),
         still=tuple(still),
-        moving=tuple(moving),
+        moving=moving,
         roots=tuple(sorted(roots)),
         kept=tuple(sorted(made & read)),
+        lean=tuple(step for step in moving if id(step.node) not in found.derived),
+        asking=tuple(step.node for step in moving if step.asks),
+        shaped=found.outputs,
+        shape_roots=found.constants,
+        assumed=assumed,
     )
 
 

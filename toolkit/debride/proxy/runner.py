@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from debride.errors import DebrideError, ModelError, UnsupportedOpError
-from debride.graph.ir import Graph, Node
-from debride.proxy.convert import to_tensor
-from debride.proxy.op import Operator
+from debride.errors import ModelError
+from debride.graph.ir import Graph
 from debride.proxy.ops_integer import ROUNDING
-from debride.proxy.plan import Plan, Step, make_plan
-from debride.proxy.table import lookup
+from debride.proxy.plan import Plan, Request, make_plan
+from debride.proxy.shapes import OtherShapesError, Recall
+from debride.proxy.stamps import same_numbers, stamped, unchanged
+from debride.proxy.steps import advance, constants_of, folded
 
 Precision = Literal["float32", "bfloat16"]
+
+_RECALLS = 32
+"""So many shapes of the inputs are remembered at a time."""
 
 
 class GraphRunner(nn.Module):
@@ -26,8 +30,10 @@ class GraphRunner(nn.Module):
     Float constants are buffers (no gradient unless asked for by `requires_grad_`), by name in `tensors`; integer
     constants, and what only they decide, are computed once here. What float constants alone decide (a quantised
     weight's floats, a transposed kernel) is computed on the first run and kept while the constants stay the same;
-    write into a constant in place, not through its `.data`. With `precision="bfloat16"` convolutions and matrix
-    products run in bfloat16 under autocast, for speed.
+    write into a constant in place, not through its `.data`. Arithmetic on shapes is done once per shape of the inputs,
+    and chains that mean GELU or layer normalisation are computed as one, unless a mask or a gradient has business in
+    them. Made double, a cast to another float type keeps float64. With `precision="bfloat16"` convolutions and
+    matrix products run in bfloat16 under autocast, for speed.
 
     Raises:
         UnsupportedOpError: a constant of a type that torch lacks.
@@ -40,17 +46,20 @@ class GraphRunner(nn.Module):
         self._names: dict[str, str] = {}
         self._exact: dict[str, Tensor] = {}
         self._edges = {*(v.name for v in graph.inputs), *(name for n in graph.nodes for name in n.outputs)}
-        self._plans: dict[tuple[frozenset[str], tuple[str, ...]], Plan] = {}
+        self._plans: dict[Request, Plan] = {}
+        self._recalls: dict[tuple[Request, tuple[torch.Size, ...]], Recall] = {}
+        self._sure: dict[Request, dict[str, tuple[Tensor, int]]] = {}
         self._kept: dict[str, Tensor] = {}
         self._seen: dict[str, tuple[Tensor, int]] = {}
-        for name, tensor in _constants(graph):
+        self.register_buffer("_width", torch.zeros(()), persistent=False)  # becomes double with the others
+        for name, tensor in constants_of(graph):
             if tensor.dtype.is_floating_point:
                 self._names[name] = f"constant{len(self._names)}"  # torch allows no dots in a buffer's name
                 self.register_buffer(self._names[name], tensor)
             else:
                 self._exact[name] = tensor
         self._made: dict[str, str] = {}
-        for name, tensor in _folded(graph, self._exact).items():
+        for name, tensor in folded(graph, self._exact).items():
             if tensor.dtype.is_floating_point:
                 self._made[name] = f"made{len(self._made)}"  # a buffer too: it becomes double with the others
                 self.register_buffer(self._made[name], tensor, persistent=False)
@@ -79,21 +88,79 @@ class GraphRunner(nn.Module):
         unknown = sorted(set(masks) - self._edges)
         if unknown:
             raise ModelError(f"a mask names {unknown[0]!r}, which is no tensor of the graph; name a node's output")
-        made = {name: self.get_buffer(key) for name, key in self._made.items()}
-        values = {**self._exact, **made, **self.tensors, **feeds}
+        values = {**self._known(), **feeds}
         for name in set(feeds).intersection(masks):
             values[name] = values[name] * masks[name]
-        plan = self._plan(feeds.keys(), tuple(outputs))
+        wide = self._constant("_width").dtype == torch.float64
+        request = Request(outputs=tuple(outputs), feeds=frozenset(feeds), masks=frozenset(masks), wide=wide)
+        plan = self._plan(request)
+        if not self._holds(request, plan, values):
+            request = replace(request, fused=False)
+            plan = self._plan(request)
         with self._autocast():
-            steps = plan.moving if self._settle(plan, values, masks) else plan.steps
-            _advance(steps, values, feeds, masks)
-        return {name: values[name] for name in outputs}
+            if self._settle(plan, values, masks):
+                made = self._move(request, plan, values, feeds, masks)
+            else:
+                made = advance(plan.steps, values, feeds, masks)
+        return {name: made[name] for name in outputs}
 
-    def _plan(self, feeds: Collection[str], outputs: tuple[str, ...]) -> Plan:
-        key = (frozenset(feeds), outputs)
-        if key not in self._plans:
-            self._plans[key] = make_plan(self.graph, {*self._exact, *self._made, *self._names}, feeds, outputs)
-        return self._plans[key]
+    def _constant(self, key: str) -> Tensor:
+        found = self._buffers[key]  # get_buffer walks the module's tree, once per constant and run
+        if found is None:
+            raise ModelError(f"the proxy's buffer {key} was taken away; do not replace a proxy's buffers")
+        return found
+
+    def _known(self) -> dict[str, Tensor]:
+        floats = {name: self._constant(key) for name, key in (*self._made.items(), *self._names.items())}
+        return {**self._exact, **floats}
+
+    def _plan(self, request: Request) -> Plan:
+        if request not in self._plans:
+            known = {name: tensor.numel() for name, tensor in self._known().items()}
+            self._plans[request] = make_plan(self.graph, known, request)
+        return self._plans[request]
+
+    def _holds(self, request: Request, plan: Plan, values: Mapping[str, Tensor]) -> bool:
+        """Whether the constants that the plan took for granted are still those of the graph."""
+        if request not in self._sure or not unchanged(self._sure[request], values):
+            if not all(same_numbers(values[name], self.graph.constants[name]) for name in plan.assumed):
+                return False
+            stamps = stamped(values, plan.assumed)
+            if stamps is None:
+                return False
+            self._sure[request] = stamps
+        return True
+
+    def _move(
+        self,
+        request: Request,
+        plan: Plan,
+        values: dict[str, Tensor],
+        feeds: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """All tensors still held after the moving steps; without arithmetic on shapes where that was done before.
+
+        The inputs' shapes tell nearly always what all others are. A graph with tensors as long as the data say so is
+        noticed, since each shape that is asked is compared, and is run once more, in full.
+        """
+        if not plan.shaped or torch.is_inference_mode_enabled():
+            return advance(plan.moving, values, feeds, masks)
+        key = (request, tuple(feeds[name].shape for name in sorted(feeds)))
+        recall = self._recalls.get(key)
+        if recall is not None and unchanged(recall.constants, values):
+            try:
+                return advance(plan.lean, {**values, **recall.values}, feeds, masks, recall)
+            except OtherShapesError:
+                del self._recalls[key]
+        stamps = stamped(values, plan.shape_roots)
+        if stamps is None:
+            return advance(plan.moving, values, feeds, masks)
+        made = advance(plan.moving, values, feeds, masks)
+        if len(self._recalls) >= _RECALLS:
+            self._recalls.clear()
+        self._recalls[key] = Recall.of(plan.asking, {name: made[name] for name in plan.shaped}, stamps)
+        return made
 
     def _settle(self, plan: Plan, values: dict[str, Tensor], masks: Mapping[str, Tensor]) -> bool:
         """Put what constants alone decide into `values`; False where a gradient or a mask has business there.
@@ -102,17 +169,14 @@ class GraphRunner(nn.Module):
         a quantised network cost as much as its small layers. So the results are kept for as long as the constants
         are the same tensors with nothing written into them.
         """
-        if any(values[name].requires_grad for name in plan.roots):
+        roots = stamped(values, plan.roots)
+        if roots is None or (masks and any(name in masks for step in plan.still for name in step.node.outputs)):
             return False
-        if masks and any(name in masks for step in plan.still for name in step.node.outputs):
-            return False
-        roots = {name: (values[name], values[name]._version) for name in plan.roots}
-        if any(name in self._seen and not _same(self._seen[name], root) for name, root in roots.items()):
+        if not unchanged({name: self._seen[name] for name in roots if name in self._seen}, values):
             self._kept, self._seen = {}, {}
         if any(name not in self._kept for name in plan.kept):
-            made = dict(values)
             with torch.inference_mode(False), torch.no_grad():
-                _advance(plan.still, made, {}, {})
+                made = advance(plan.still, dict(values), {}, {})
             self._kept.update((name, made[name]) for name in plan.kept)
         self._seen.update(roots)
         values.update((name, self._kept[name]) for name in plan.kept)
@@ -123,55 +187,3 @@ class GraphRunner(nn.Module):
             return nullcontext()
         device = next((b.device.type for b in self.buffers()), "cpu")
         return torch.autocast(device, torch.bfloat16)
-
-
-def _same(one: tuple[Tensor, int], other: tuple[Tensor, int]) -> bool:
-    return one[0] is other[0] and one[1] == other[1]
-
-
-def _advance(
-    steps: Iterable[Step], values: dict[str, Tensor], feeds: Mapping[str, Tensor], masks: Mapping[str, Tensor]
-) -> None:
-    """Compute `steps` in place: masks act as a tensor is made, tensors go after their last use."""
-    for step in steps:
-        made = _compute(step.operator, step.node, [values[n] if n else None for n in step.node.inputs])
-        for name, value in zip(step.node.outputs, made, strict=False):
-            if name and name not in feeds:
-                values[name] = value * masks[name] if name in masks else value
-        for name in step.frees:
-            values.pop(name, None)
-
-
-def _constants(graph: Graph) -> Iterable[tuple[str, Tensor]]:
-    used = {name for node in graph.nodes for name in node.inputs} | {v.name for v in graph.outputs}
-    for name, array in graph.constants.items():
-        if name in used and array.dtype.kind not in "OSU":
-            yield name, to_tensor(array)
-
-
-def _folded(graph: Graph, exact: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What follows from integer constants alone: shape arithmetic, masks of attention and the like."""
-    found = dict(exact)
-    for node in graph.nodes:
-        if node.inputs and all(name in found or not name for name in node.inputs):
-            try:
-                operator = lookup(node, graph.opset)
-            except UnsupportedOpError:
-                continue  # an error only if the scores need it
-            made = _compute(operator, node, [found[n] if n else None for n in node.inputs])
-            found.update((n, v) for n, v in zip(node.outputs, made, strict=False) if n)
-    return found
-
-
-def _compute(operator: Operator, node: Node, inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    """The outputs of one node; whatever goes wrong inside is a `ModelError` that names node, operator and shapes."""
-    extra = {"n_outputs": len(node.outputs)} if operator.counts_outputs else {}
-    try:
-        made = operator(*inputs, **node.attributes, **extra)
-    except DebrideError as error:
-        raise type(error)(f"node {node.name!r} ({node.op}): {error}") from error
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, OverflowError, NotImplementedError) as error:
-        shapes = ", ".join("none" if x is None else f"{tuple(x.shape)} {x.dtype}" for x in inputs)
-        message = " ".join(str(error).split())
-        raise ModelError(f"node {node.name!r} ({node.op}) fails on inputs {shapes}: {message}") from error
-    return made if isinstance(made, tuple) else (made,)
