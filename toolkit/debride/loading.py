@@ -14,6 +14,7 @@ from debride.errors import ImagesError, ModelError
 from debride.graph.channels import find_groups
 from debride.graph.read import Model, read_model
 from debride.graph.seen import Seen, seen
+from debride.graph.wire import pieces_of, size_of
 from debride.images import check_labels, draw_per_class, load_images, split
 from debride.proxy.interpreter import Proxy
 from debride.proxy.parity import check_parity
@@ -26,6 +27,8 @@ from debride.types import ChannelGroup, Conversion, FileFacts, InputSpec, Predic
 _FIT = 0.7
 """Share of the images that triggers and cuts are fitted to; the rest only judges."""
 _BATCH_TOLERANCE = 1e-4
+_MOST = 2**31 - 1
+"""Bytes of the largest model that is searched: graphs are handed on as one protobuf, which can hold no more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,7 +81,7 @@ def load(source: Source, images_path: Path, settings: Settings) -> Loaded:
         check_labels(images, n_classes, images_path)
     if settings.per_class is not None:
         samples = draw_per_class(samples, settings.per_class, settings.seed, n_classes)
-    _check_batch(model, resolved.spec, predict, samples, runtime)
+    _check_rewritten(model, resolved.spec, predict, samples, runtime)
     fit, held_out = split(samples, settings.seed, _FIT)
     parity = check_parity(Proxy(model.graph, resolved.spec), predict, fit.images[:64], seed=settings.seed)
     fit, held_out = labelled(fit, predict), labelled(held_out, predict)
@@ -109,13 +112,18 @@ def load(source: Source, images_path: Path, settings: Settings) -> Loaded:
         seen=seen(observed.open_shapes(), observed.dtypes),
         refused=refused,
         parity=parity,
-        warnings=resolved.warnings,
+        warnings=(*resolved.warnings, *_slow(model)),
     )
 
 
 def _read(path: Path, runtime: Runtime) -> Model:
     """The model with its batch free; as it is where onnxruntime says that this changes it, to run in such batches."""
     model = read_model(path)
+    if size_of(pieces_of(model.proto, model.proto.graph)) > _MOST:
+        raise ModelError(
+            f"{path}: larger than 2 GiB with its weights, more than can be scanned or sanitized; evaluate, predict and "
+            "slim take it, and an export in half precision may be small enough"
+        )
     if model.rewritten is None or model.graph.inputs[0].shape is None or model.graph.inputs[0].shape[0] is not None:
         return model
     try:
@@ -132,7 +140,7 @@ def _read(path: Path, runtime: Runtime) -> Model:
             return model
     except ModelError:
         pass  # said again, in full, if it is the delivered graph that does not run
-    return read_model(path, free=False)
+    return replace(read_model(path, free=False), bound="with it free the model gives other scores")
 
 
 def _close(single: npt.NDArray[Any], together: npt.NDArray[Any]) -> bool:
@@ -150,14 +158,32 @@ def _labels(samples: Samples) -> list[int]:
     return [] if samples.labels is None else samples.labels.tolist()
 
 
-def _check_batch(model: Model, spec: InputSpec, predict: Predict, samples: Samples, runtime: Runtime) -> None:
-    """A batch dimension freed by rewriting must not change what the model says of single images."""
-    delivered = Session(model.proto.SerializeToString(), runtime, model.path.name)
-    if delivered.inputs[0].shape[0] is None:
+def _check_rewritten(model: Model, spec: InputSpec, predict: Predict, samples: Samples, runtime: Runtime) -> None:
+    """What was rewritten (functions, branches, the batch) must not change what the model says of images."""
+    if model.rewritten is None:
         return
+    delivered = Session(model.proto.SerializeToString(), runtime, model.path.name)
     few = samples.images[:3]
     single, together = predictor(delivered, spec)(few), predict(few)
-    if not _close(single, together):
+    if _close(single, together):
+        return
+    if delivered.inputs[0].shape[0] is None:
         raise ModelError(
-            f"{model.path}: the graph has a fixed batch baked in that cannot be freed; export it with a dynamic batch"
+            f"{model.path}: without its local functions and decided branches the graph gives other scores; export it "
+            "with plain operators alone"
         )
+    raise ModelError(
+        f"{model.path}: the graph has a fixed batch baked in that cannot be freed; export it with a dynamic batch"
+    )
+
+
+def _slow(model: Model) -> tuple[str, ...]:
+    """The warning that images go through a few at a time, where the batch could not be freed."""
+    if not model.bound:
+        return ()
+    size = (model.graph.inputs[0].shape or (None,))[0]
+    images = "1 image" if size == 1 else f"{size or 'a fixed number of'} images"
+    return (
+        f"the graph takes {images} at a time, which makes searching slower, and cannot be made to take more: "
+        f"{model.bound}; export it with a dynamic batch",
+    )

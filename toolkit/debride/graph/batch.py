@@ -40,6 +40,7 @@ def free_batch(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     size = (shape_of(infos[images[0]]) or [0])[0]
     batch = Batch(
         size=size,
+        opset=opset_of(proto),
         axes=dict.fromkeys(images, 0),
         shapes={name: shape_of(value) for name, value in infos.items()},
         constants=_constants(proto),

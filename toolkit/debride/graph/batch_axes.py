@@ -6,7 +6,7 @@ windows along it, the first four of them the first image's) or within others, as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
@@ -15,6 +15,9 @@ import onnx
 from onnx import helper
 
 _FAR = 2**31 - 1
+_SOFTMAX_ALONG = 13
+"""The opset from which on Softmax looks along one axis; before, it takes that and all after it together."""
+_REDUCED = ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "SumSquare", "LogSum", "LogSumExp")
 _BROADCAST = frozenset(("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "Mean", "PRelu", "Where", "Mod"))
 _BROADCAST |= {"And", "Or", "Xor", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "MatMul"}
 
@@ -35,6 +38,7 @@ class Batch:
     """
 
     size: int
+    opset: int
     axes: dict[str, int]
     shapes: Mapping[str, list[int] | None]
     constants: Mapping[str, np.ndarray]
@@ -292,6 +296,59 @@ def _einsum(batch: Batch, index: int, node: onnx.NodeProto) -> int:
     return int(result.index(letters.pop()))
 
 
+def _along(batch: Batch, index: int, node: onnx.NodeProto) -> int:
+    """An operator that looks along one axis, which its axis names or, of CumSum, an input."""
+    if node.op_type == "CumSum":
+        _apart(batch, node, batch.numbers(node, "axis", 1) or [0])
+    else:
+        _apart(batch, node, [_attribute(node, "axis", 0 if node.op_type == "Split" else -1)])
+    return _same(batch, index, node)
+
+
+def _from(batch: Batch, index: int, node: onnx.NodeProto) -> int:
+    """An operator that takes together all axes from one on."""
+    rank = batch.rank(node.input[0])
+    default = -1 if node.op_type.endswith("Normalization") else 1
+    _apart(batch, node, range(_attribute(node, "axis", default) % rank, rank))
+    return _same(batch, index, node)
+
+
+def _softmax(batch: Batch, index: int, node: onnx.NodeProto) -> int:
+    return (_from if batch.opset < _SOFTMAX_ALONG else _along)(batch, index, node)
+
+
+def _variance(batch: Batch, index: int, node: onnx.NodeProto) -> int:
+    _apart(batch, node, batch.numbers(node, "axes", 1) or [0, 2, 3])
+    return _same(batch, index, node)
+
+
+def _most(batch: Batch, index: int, node: onnx.NodeProto) -> int:
+    axis = _attribute(node, "axis", 0)
+    _apart(batch, node, [axis])
+    return batch.axes[node.input[0]] if _attribute(node, "keepdims", 1) else _gone(batch, node, [axis])
+
+
+def _elements(batch: Batch, index: int, node: onnx.NodeProto) -> int:
+    _apart(batch, node, [_attribute(node, "axis", 0)])
+    if not all(tensor in batch.axes for tensor in node.input):
+        raise Unfree(f"node '{node.name}' ({node.op_type}) reads a constant of another batch")
+    return _same(batch, index, node)
+
+
+def _maps(batch: Batch, index: int, node: onnx.NodeProto) -> int:
+    """An operator to which axis 0 is the batch, whatever it is to the model."""
+    if batch.axes.get(node.input[0]) != 0:
+        raise Unfree(f"node '{node.name}' ({node.op_type}) mixes the batch")
+    return _same(batch, index, node)
+
+
+def _apart(batch: Batch, node: onnx.NodeProto, axes: Iterable[int]) -> None:
+    """Raise `Unfree` where one of `axes` is the batch's."""
+    rank = batch.rank(node.input[0])
+    if batch.axes.get(node.input[0]) in {axis % rank for axis in axes}:
+        raise Unfree(f"node '{node.name}' ({node.op_type}) mixes the batch")
+
+
 _RULES: dict[str, Callable[[Batch, int, onnx.NodeProto], int]] = {
     "Concat": _concat,
     "Einsum": _einsum,
@@ -305,4 +362,12 @@ _RULES: dict[str, Callable[[Batch, int, onnx.NodeProto], int]] = {
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
 }
-_RULES |= {f"Reduce{kind}": _reduce for kind in ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "SumSquare")}
+_RULES |= {f"Reduce{kind}": _reduce for kind in _REDUCED}
+_RULES |= dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), _softmax)
+_RULES |= dict.fromkeys(("CumSum", "LpNormalization", "Split", "TopK"), _along)
+_RULES |= dict.fromkeys(("LayerNormalization", "RMSNormalization"), _from)
+_RULES |= dict.fromkeys(("ArgMax", "ArgMin"), _most) | dict.fromkeys(("GatherElements", "ScatterElements"), _elements)
+_RULES |= dict.fromkeys(("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "LRN"), _maps)
+_RULES |= dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "DepthToSpace", "SpaceToDepth"), _maps)
+_RULES |= dict.fromkeys(("BatchNormalization", "InstanceNormalization", "GroupNormalization"), _maps)
+_RULES["MeanVarianceNormalization"] = _variance

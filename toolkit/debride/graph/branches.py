@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
+from typing import Any
 
+import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
 from debride.graph.hollow import filled, hollow, payloads
 from debride.graph.infer import folded_infos, numbers_of
 
-_ROUNDS = 64
-"""How often shapes are inferred at most: a decided branch may decide the next, and the file is untrusted."""
+_VISITS = 1_000_000
+"""Nodes whose shapes are inferred, over all rounds: a decided branch may decide the next, and the file is untrusted."""
 
 
 def resolved(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -26,8 +28,9 @@ def resolved(proto: onnx.ModelProto) -> onnx.ModelProto:
     The nodes of a branch keep their names where these are free. What nobody reads any more goes with the condition.
     Conditions that depend on an open dimension, such as the batch, stay, as do Loop and Scan.
     """
-    flat = proto
-    for _ in range(_ROUNDS):
+    flat, visits = proto, 0
+    while visits < _VISITS:
+        visits += len(flat.graph.node)
         choices = _choices(flat) if any(_is_if(node) for node in flat.graph.node) else {}
         if not choices:
             break
@@ -57,10 +60,14 @@ def _choices(proto: onnx.ModelProto) -> dict[int, str]:
         condition = node.input[0]
         value = numpy_helper.to_array(constants[condition]) if condition in constants else known.get(condition)
         if value is not None and value.size == 1:
-            chosen = "then_branch" if value.any() else "else_branch"
+            chosen = _chosen(value)
             if _fits(node, chosen):
                 found[index] = chosen
     return found
+
+
+def _chosen(condition: npt.NDArray[Any]) -> str:
+    return "then_branch" if condition.any() else "else_branch"
 
 
 def _forget_claims(graph: onnx.GraphProto) -> None:
