@@ -245,7 +245,7 @@ def test_a_rewritten_graph_that_gives_other_scores_is_refused(fault, tmp_path, m
     proto.graph.initializer.append(numpy_helper.from_array(np.array(True), "flag"))
     if fault:
         monkeypatch.setattr(branches, "_chosen", lambda value: "else_branch")
-        with pytest.raises(ModelError, match="decided branches the graph gives other scores"):
+        with pytest.raises(ModelError, match="decided branches and computed weights the graph gives other scores"):
             loaded(proto, tmp_path)
     else:
         assert loaded(proto, tmp_path).parity < 1e-5

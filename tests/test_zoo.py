@@ -43,9 +43,8 @@ REST = [
     for name in ARCHITECTURES
     if (name, exporter, opset) not in {*QUICK, ("vit", "torchscript", 11)}  # its unflatten needs opset 13
 ]
-# Channels that are zeroed at random may leave none of these: norms over many channels count the zeroed ones too, and
-# of standardised weights (bit) PyTorch's older exporter makes no constants, so that few layers have channels at all.
-HELD_TOGETHER = ("gmlp", "bit")
+# Channels that are zeroed at random may leave none of these: norms over many channels count the zeroed ones too.
+HELD_TOGETHER = ("gmlp",)
 
 
 KERAS = [

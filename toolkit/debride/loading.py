@@ -159,7 +159,7 @@ def _labels(samples: Samples) -> list[int]:
 
 
 def _check_rewritten(model: Model, spec: InputSpec, predict: Predict, samples: Samples, runtime: Runtime) -> None:
-    """What was rewritten (functions, branches, the batch) must not change what the model says of images."""
+    """What was rewritten (functions, branches, weights, the batch) must not change what the model says of images."""
     if model.rewritten is None:
         return
     delivered = Session(model.proto.SerializeToString(), runtime, model.path.name)
@@ -169,8 +169,8 @@ def _check_rewritten(model: Model, spec: InputSpec, predict: Predict, samples: S
         return
     if delivered.inputs[0].shape[0] is None:
         raise ModelError(
-            f"{model.path}: without its local functions and decided branches the graph gives other scores; export it "
-            "with plain operators alone"
+            f"{model.path}: without its local functions, decided branches and computed weights the graph gives other "
+            "scores; export it with plain operators alone"
         )
     raise ModelError(
         f"{model.path}: the graph has a fixed batch baked in that cannot be freed; export it with a dynamic batch"

@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 
 from debride.graph.hollow import filled, hollow, payloads
 from debride.graph.infer import folded_infos, numbers_of
+from debride.graph.unread import graphs_of, reads_of, set_nodes
 
 _VISITS = 1_000_000
 """Nodes whose shapes are inferred, over all rounds: a decided branch may decide the next, and the file is untrusted."""
@@ -75,7 +76,7 @@ def _forget_claims(graph: onnx.GraphProto) -> None:
     del graph.value_info[:]
     for value in graph.output:
         value.type.tensor_type.ClearField("shape")
-    for inner in _graphs(graph.node):
+    for inner in graphs_of(graph.node):
         _forget_claims(inner)
 
 
@@ -88,34 +89,16 @@ def _branch(node: onnx.NodeProto, chosen: str) -> onnx.GraphProto:
     return next((a.g for a in node.attribute if a.name == chosen), onnx.GraphProto())
 
 
-def _graphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
-    """The graphs that `nodes` carry, not those within these."""
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield attribute.g
-            yield from attribute.graphs
-
-
 def _defined(graph: onnx.GraphProto) -> Iterator[str]:
     """Every tensor that `graph` or a graph within it defines."""
     yield from _defined_here(graph)
-    for inner in _graphs(graph.node):
+    for inner in graphs_of(graph.node):
         yield from _defined(inner)
 
 
 def _defined_here(graph: onnx.GraphProto) -> Iterator[str]:
     yield from (value.name for value in (*graph.input, *graph.initializer))
     yield from (output for node in graph.node for output in node.output if output)
-
-
-def _read(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
-    """Every tensor that `nodes` read, within their graphs too."""
-    for node in nodes:
-        yield from node.input
-        for inner in _graphs([node]):
-            yield from _read(inner.node)
-            yield from (value.name for value in inner.output)
 
 
 class _Inlining:
@@ -133,16 +116,14 @@ class _Inlining:
         for index, node in enumerate(self.proto.graph.node):
             copy = onnx.NodeProto.FromString(node.SerializeToString())
             if index in choices:
-                loose.update(_read([copy]))
+                loose.update(reads_of([copy]))
                 nodes.extend(self._moved(copy, _branch(copy, choices[index])))
             else:
                 nodes.append(copy)
-        kept = self._read_still(nodes, loose)
-        del self.proto.graph.node[:]
-        self.proto.graph.node.extend(kept)
+        set_nodes(self.proto, nodes, loose)
 
     def _moved(self, node: onnx.NodeProto, branch: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-        self._forget([name for inner in _graphs([node]) for name in _defined(inner)])
+        self._forget([name for inner in graphs_of([node]) for name in _defined(inner)])
         made = {output for inner in branch.node for output in inner.output}
         new: dict[str, str] = {}
         doubled: list[tuple[str, str]] = []
@@ -177,7 +158,7 @@ class _Inlining:
         for node in graph.node:
             node.input[:] = [new.get(name, name) for name in node.input]
             node.output[:] = [new.get(name, name) for name in node.output]
-            for inner in _graphs([node]):
+            for inner in graphs_of([node]):
                 within = set(_defined_here(inner))
                 self._rename(inner, {old: name for old, name in new.items() if old not in within})
 
@@ -186,31 +167,6 @@ class _Inlining:
             name = _free(f"{outer}/{name}", self.names)
         self.names.add(name)
         return name
-
-    def _read_still(self, nodes: list[onnx.NodeProto], loose: set[str]) -> list[onnx.NodeProto]:
-        """`nodes` without those that make only tensors which nobody reads, as far as `loose` tensors lead to them."""
-        reads = Counter(_read(nodes))
-        reads.update(value.name for value in self.proto.graph.output)
-        makers = {output: index for index, node in enumerate(nodes) for output in node.output if output}
-        gone: set[int] = set()
-        unread: set[str] = set()
-        todo = list(loose)
-        while todo:
-            name = todo.pop()
-            if reads[name]:
-                continue
-            unread.add(name)
-            maker = makers.get(name)
-            if maker is not None and maker not in gone and not any(reads[o] for o in nodes[maker].output if o):
-                gone.add(maker)
-                lost = list(_read([nodes[maker]]))
-                reads.subtract(lost)
-                todo.extend(lost)
-        listed = {value.name for value in self.proto.graph.input}
-        stored = self.proto.graph.initializer
-        for index in reversed([i for i, tensor in enumerate(stored) if tensor.name in unread - listed]):
-            del stored[index]
-        return [node for index, node in enumerate(nodes) if index not in gone]
 
 
 def _free(name: str, taken: Container[str]) -> str:

@@ -6,7 +6,7 @@ make much of little (a shape that is filled, a range) only after their size is k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -87,25 +87,36 @@ def computed(node: onnx.NodeProto, inputs: Sequence[Known | None], opsets: Seque
     return None if mask is None else Known(array=array, known=mask.astype(np.bool_))
 
 
+def by_reference(
+    node: onnx.NodeProto, feeds: Mapping[str, npt.NDArray[Any]], opsets: Sequence[Any]
+) -> npt.NDArray[Any] | None:
+    """The one output of `node`, by ONNX's reference; None where that does not take it.
+
+    Nothing here bounds how much is computed: whoever asks does.
+    """
+    try:
+        kinds = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in feeds.items()}
+        ends = [helper.make_tensor_value_info(name, kinds[name], array.shape) for name, array in feeds.items()]
+        output = helper.make_tensor_value_info(node.output[0], onnx.TensorProto.UNDEFINED, None)
+        graph = helper.make_graph([node], "one", ends, [output])
+        made: Any = ReferenceEvaluator(helper.make_model(graph, opset_imports=opsets)).run(None, dict(feeds))
+        return np.asarray(made[0])
+    except _FAILURES:
+        return None  # a graph of a file that the reference does not take: what it makes stays unknown
+
+
 def _evaluated(
     node: onnx.NodeProto, arrays: Sequence[npt.NDArray[Any] | None], opsets: Sequence[Any]
 ) -> npt.NDArray[Any] | None:
     try:
         if _size(node, arrays) > SMALL:
             return None
-        feeds = {name: array for name, array in zip(node.input, arrays, strict=True) if array is not None and name}
-        ends = [
-            helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
-            for k, a in feeds.items()
-        ]
-        output = helper.make_tensor_value_info(node.output[0], onnx.TensorProto.UNDEFINED, None)
-        graph = helper.make_graph([node], "one", ends, [output])
-        with np.errstate(all="raise"):
-            made: Any = ReferenceEvaluator(helper.make_model(graph, opset_imports=opsets)).run(None, feeds)
-        result = np.asarray(made[0])
-        return result if result.dtype.kind in "iubf" and result.size <= SMALL else None
-    except _FAILURES:
-        return None  # a graph of a file that the reference does not take: what it makes stays unknown
+    except _FAILURES:  # inputs that the operator does not take
+        return None
+    feeds = {name: array for name, array in zip(node.input, arrays, strict=True) if array is not None and name}
+    with np.errstate(all="raise"):
+        result = by_reference(node, feeds, opsets)
+    return result if result is not None and result.dtype.kind in "iubf" and result.size <= SMALL else None
 
 
 def _size(node: onnx.NodeProto, arrays: Sequence[npt.NDArray[Any] | None]) -> float:

@@ -1,9 +1,9 @@
 """A model file -> `Model`: limits, confinement, the ONNX checker, then a working copy and its parsed graph.
 
 The delivered protobuf is kept as it is, for surgery. The working copy has local functions inlined, `If`s that shapes
-decide resolved, the batch dimension freed and every node named, and is what sessions, the proxy and the analyses run
-on. Where it differs from the delivered one it is kept without the data of its large tensors, and filled when somebody
-asks for it.
+decide resolved, the batch dimension freed, weights that are computed from constants folded and every node named, and is
+what sessions, the proxy and the analyses run on. Where it differs from the delivered one it is kept without the data of
+its large tensors, and filled when somebody asks for it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError
 from debride.errors import DebrideError, ModelError, UnsupportedOpError
 from debride.graph.batch import free_batch
 from debride.graph.branches import resolved
+from debride.graph.folding import folded
 from debride.graph.hollow import check_model, filled, hollow, payloads
 from debride.graph.ir import Graph
 from debride.graph.parse import node_names, opset_of, parse
@@ -44,9 +45,9 @@ _MAX_NODES = 1_000_000
 class Model:
     """A model file read: `proto` as delivered (external data loaded), `working` inlined, resolved, freed and named.
 
-    `rewritten` is `working` without the data of large tensors, or None where nothing had to be rewritten. `graph` is
-    `working` parsed; `bound` says why its batch is fixed, where freeing it was tried. `data` are the file's own bytes,
-    `sha256` (hex) and `size` theirs; `external` are the files of external data that belong to it.
+    `rewritten` is `working` without the data of large tensors of `proto`, or None where nothing had to be rewritten.
+    `graph` is `working` parsed; `bound` says why its batch is fixed, where freeing it was tried. `data` are the file's
+    own bytes, `sha256` (hex) and `size` theirs; `external` are the files of external data that belong to it.
     """
 
     proto: onnx.ModelProto
@@ -224,6 +225,7 @@ def _parsed(proto: onnx.ModelProto, path: Path, free: bool) -> tuple[onnx.ModelP
         working = plain(delivered)
         if free:
             working, bound = free_batch(working)
+        working = folded(working, data=payloads(proto))
         graph = parse(working, payloads(proto))
         if not graph.inputs or not graph.outputs:
             raise ModelError("has no input or no output; export a classifier of images")

@@ -6,7 +6,7 @@ initializers and types that numpy lacks; their new data then go into a copy of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -19,6 +19,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from debride.graph.batch import add_initializer
 from debride.graph.constants import Constants, array_of, zeroed_blocks
+from debride.graph.folding import folded
 from debride.graph.hollow import give, hollow
 from debride.graph.parse import node_names
 from debride.graph.read import Model, inlined, plain
@@ -54,17 +55,27 @@ def editable(model: Model, groups: Sequence[ChannelGroup]) -> onnx.ModelProto:
     """The protobuf that `zero` edits: the delivered one, or (a function holds a layer) that with functions inlined.
 
     A function may be called at many places, so zeroing a weight inside it would touch layers that nobody chose. A layer
-    in a branch that is always taken is edited where the branch stands in place of its If.
+    in a branch that is always taken is edited where the branch stands in place of its If, and a weight that is computed
+    from constants where its value stands in place of the computation.
     """
-    nodes = {piece.node for group in groups for piece in group.slices}
-    inner = _outputs(model.rewritten or model.proto, nodes)
-    if _outputs(model.proto, nodes) == inner:
-        return model.proto
-    flat = inlined(model.proto)
-    return flat if _outputs(flat, nodes) == inner else plain(model.proto)
+    pieces = [piece for group in groups for piece in group.slices]
+    nodes, working = {piece.node for piece in pieces}, model.rewritten or model.proto
+    base, inner = model.proto, _ends(working, nodes)
+    if _ends(base, nodes) != inner:
+        base = inlined(model.proto)
+    if _ends(base, nodes) != inner:
+        base = plain(model.proto)
+    names = dict(zip(node_names(base.graph.node), base.graph.node, strict=True))
+    read = {names[p.node].input[p.position] for p in pieces if p.position < len(_inputs(names, p.node))}
+    computed = read.intersection(tensor.name for tensor in working.graph.initializer) - Constants(base).stored.keys()
+    return folded(base, computed) if computed else base
 
 
-def _outputs(proto: onnx.ModelProto, names: set[str]) -> dict[str, list[str]]:
+def _inputs(nodes: Mapping[str, onnx.NodeProto], name: str) -> Sequence[str]:
+    return nodes[name].input if name in nodes else ()
+
+
+def _ends(proto: onnx.ModelProto, names: set[str]) -> dict[str, list[str]]:
     """The outputs of the nodes of these names."""
     named = zip(node_names(proto.graph.node), proto.graph.node, strict=True)
     return {name: list(node.output) for name, node in named if name in names}
