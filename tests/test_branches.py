@@ -135,6 +135,16 @@ def test_a_condition_that_an_image_or_an_open_batch_decides_stays(case, tmp_path
         Subject(proto, tmp_path).parity()
 
 
+@pytest.mark.parametrize(
+    "bounds, decided", [({"start": 1, "end": 2}, True), ({"start": -3}, True), ({"end": 2}, False)]
+)
+def test_shapes_may_be_asked_for_in_part(bounds, decided):
+    b = Builder(17)
+    largest = b.op("ReduceMax", b.op("Shape", "x", **bounds), keepdims=0)
+    proto = finished(b, fork(b, b.op("Less", largest, b.const(np.int64(9))), *simple()))
+    assert (resolved(proto) is not proto) == decided
+
+
 def test_a_fixed_batch_decides_and_is_freed_then(tmp_path):
     b = Builder(13)
     model = read(finished(b, fork(b, over_the_batch(b), *simple()), batch=1), tmp_path)

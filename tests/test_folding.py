@@ -6,6 +6,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from architectures import network, shape_of
+from debride.graph import folding
 from debride.graph.channels import find_groups
 from debride.graph.folding import folded
 from debride.graph.hollow import LARGE
@@ -161,6 +162,14 @@ def test_a_computation_that_another_node_reads_stays_for_it():
     found = folded(head(b, y))
     assert [n.op_type for n in found.graph.node][:4] == ["Neg", "Conv", "ReduceMax", "Add"]
     onnx.checker.check_model(found)
+
+
+def test_a_file_cannot_ask_for_any_number_of_evaluations(monkeypatch):
+    proto = two_layers(13)
+    monkeypatch.setattr(folding, "_EVALUATIONS", 6)  # a standardised weight takes seven nodes
+    assert [n.op_type for n in folded(proto).graph.node].count("Sqrt") == 2
+    monkeypatch.setattr(folding, "_EVALUATIONS", 7)
+    assert [n.op_type for n in folded(proto).graph.node].count("Sqrt") == 1
 
 
 @pytest.mark.parametrize("ir", [3, 8])

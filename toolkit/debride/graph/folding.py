@@ -29,6 +29,8 @@ _PLAIN = frozenset(("Identity", "Transpose"))
 """Through these alone a constant is found anyhow."""
 _TYPES = (TensorProto.FLOAT, TensorProto.DOUBLE)
 _MOST_NODES = 64
+"""For one weight; and for all of them:"""
+_EVALUATIONS = 20_000
 
 Data = Mapping[str, TensorProto]
 
@@ -67,6 +69,7 @@ class _Folding:
     def __init__(self, proto: onnx.ModelProto, data: Data) -> None:
         self._proto, self._data = proto, data
         self._makers = {output: node for node in proto.graph.node for output in node.output if output}
+        self._budget = _EVALUATIONS
         self._order = {output: index for index, output in enumerate(self._makers)}
         self._stored = {tensor.name: tensor for tensor in proto.graph.initializer}
 
@@ -87,8 +90,9 @@ class _Folding:
     def value(self, name: str) -> npt.NDArray[Any] | None:
         """The value of the tensor `name`; None where it is not computed from constants by operators known here."""
         cone = self._cone(name)
-        if cone is None or all(node.op_type in _PLAIN for node in cone):
+        if cone is None or len(cone) > self._budget or all(node.op_type in _PLAIN for node in cone):
             return None
+        self._budget -= len(cone)
         values: dict[str, npt.NDArray[Any]] = {}
         for node in cone:
             given = [i for i in node.input if i]

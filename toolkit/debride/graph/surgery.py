@@ -34,7 +34,8 @@ def zero(model: Model, groups: Sequence[ChannelGroup]) -> onnx.ModelProto:
     """The delivered model with all slices of `groups` zeroed (weight, bias, scale and shift); `model` is not changed.
 
     A constant that anybody else reads too (tied weights, a shared bias) is copied under a new name for the pruned
-    layer alone. Where a layer lies in a local function, `editable` says which protobuf is edited instead.
+    layer alone. Where a layer lies in a local function or a branch, or its weight is computed, `editable` says which
+    protobuf is edited instead.
 
     Raises:
         SurgeryError: a slice does not exist in the model, or is no constant.
@@ -52,7 +53,7 @@ def working_zero(model: Model, groups: Sequence[ChannelGroup]) -> onnx.ModelProt
 
 
 def editable(model: Model, groups: Sequence[ChannelGroup]) -> onnx.ModelProto:
-    """The protobuf that `zero` edits: the delivered one, or (a function holds a layer) that with functions inlined.
+    """The protobuf that `zero` edits: the delivered one, or that with as little written out as the layers need.
 
     A function may be called at many places, so zeroing a weight inside it would touch layers that nobody chose. A layer
     in a branch that is always taken is edited where the branch stands in place of its If, and a weight that is computed
