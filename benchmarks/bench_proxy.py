@@ -4,8 +4,7 @@ Run `make bench-proxy`. ONNX's own node cases, the light models of the onnx pack
 by both of PyTorch's exporters and by Keras where it is there. "Parity" is the largest difference from onnxruntime as a
 share of the largest score (a pass is 1e-4). "Gradient" is how far the image's gradient is from the native module's in
 float64; where there is none, how far the gradient of the model made double is from a central difference along itself.
-That difference's step is `STEP` of the image's length. onnx2fx is in the extra `bench`: `pip install --no-deps
-onnx2fx==0.0.1` does too.
+That difference has one step for all, `STEP`. onnx2fx is in the extra `bench`; `pip install --no-deps onnx2fx` does too.
 
 The light models' own weights are all one number, under which every image has the same scores and no gradient; they are
 drawn at random here, and what is compared is the tensor before the last Softmax, which they saturate. As they are,
@@ -59,10 +58,10 @@ TIMED = ("resnet18", "mobilenet_v1", "mobilenet_v2", "efficientnet", "vit", "dei
 TIMED_EXPORTS = (("torchscript", 13), ("torchscript", 17), ("dynamo", 18))
 PARTS = ("nodes", "light", "torch", "keras", "timing")
 PARITY = GRADIENT = 1e-4
-STEP = 1.5e-10
-"""Networks of ReLUs have kinks, which cost a central difference C times its step; rounding costs float64's epsilon over
-it. C is about 1e4 (the cube root of epsilon, best for smooth functions, gave errors of 5e-2 on deep ones), and
-sqrt(epsilon / C) makes the two errors alike."""
+STEP = 1e-9
+"""The share of themselves by which a central difference's step changes the scores. Rounding costs it some epsilons of
+float64 over this; a network's kinks (ReLU, maxima) cost a multiple of this, which on deep ones is near 1e4: with
+epsilon's cube root, best for smooth functions, errors were up to 5e-2. This makes both about 1e-5."""
 Run = Callable[[Tensor], Tensor]
 Make = Callable[..., Run]
 
@@ -234,10 +233,11 @@ def gradient_error(make: Make, subject: Subject) -> float:
     found, length = gradient(wide, image), float(image.norm())
     direction = found / found.norm() if found.any() else image / length
     claimed = float((found * direction).sum())
-    step = STEP * length
     with torch.no_grad():
-        high, here, low = (float(_mix(wide(image + k * step * direction))) for k in (1, 0, -1))
-    return abs((high - low) / (2 * step) - claimed) / max(abs(claimed), 1e-3 * abs(here) / length)
+        size = float(wide(image).norm())
+        step = STEP * size / max(claimed, 1e-3 * size / length)
+        high, low = (float(_mix(wide(image + k * step * direction))) for k in (1, -1))
+    return abs((high - low) / (2 * step) - claimed) / max(claimed, 1e-3 * size / length)
 
 
 def judged(
