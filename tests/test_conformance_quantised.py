@@ -16,10 +16,12 @@ import exports
 from debride.errors import ParityError
 from debride.graph.parse import parse
 from debride.graph.read import read_model
+from debride.loading import _parity
 from debride.proxy.interpreter import Proxy
 from debride.proxy.parity import check_parity
 from debride.proxy.runner import GraphRunner
 from debride.sessions import Runtime, Session, predictor
+from debride.settings import Settings
 from debride.types import InputSpec
 
 VENDOR = "com.microsoft"
@@ -270,20 +272,67 @@ def test_gradient_of_a_quantised_network_is_near_that_of_its_float_model(form, p
     assert torch.nn.functional.cosine_similarity(*gradients).min() > 0.9
 
 
-def test_parity_allows_a_rounding_step_to_quantised_models_alone(files):
+def _plain(path):
+    """onnxruntime without its graph optimisations, which move the rounding."""
     spec = InputSpec(name="x", layout="NCHW", channels="RGB", size=SHAPE[1:])
-    images = np.random.default_rng(1).random((8, *SHAPE), np.float32)
+    return predictor(Session(path, Runtime(threads=1, optimised=False)), spec)
+
+
+IMAGES = np.random.default_rng(1).random((8, *SHAPE), np.float32)
+
+
+def test_parity_allows_a_rounding_step_of_a_few_scores_to_quantised_models_alone(files):
     for name, allowed in (("plain", False), ("QDQ-False", True)):
         path = files / f"{name}.onnx"
-        proxy, predict = _proxy(path), predictor(Session(path, Runtime(threads=1)), spec)
+        proxy, predict = _proxy(path), _plain(path)
         assert proxy.rounds is allowed
 
-        def off(x, predict=predict):
-            y = predict(x)
-            return y + np.float32(0.008) * np.abs(y).max()
+        def off(x, every, predict=predict):
+            y = predict(x).copy()
+            y.reshape(-1)[::every] += np.float32(0.008) * np.abs(y).max()
+            return y
 
         if allowed:
-            assert check_parity(proxy, off, images) > 0.005
+            assert check_parity(proxy, lambda x: off(x, 8), IMAGES) > 0.005
+            with pytest.raises(ParityError, match="on average"):
+                check_parity(proxy, lambda x: off(x, 2), IMAGES)
         else:
             with pytest.raises(ParityError, match="differ"):
-                check_parity(proxy, off, images)
+                check_parity(proxy, lambda x: off(x, 8), IMAGES)
+
+
+@pytest.mark.parametrize(("form", "per"), FORMS)
+def test_parity_of_a_quantised_network_fails_where_one_layers_scale_is_wrong(form, per, files, tmp_path):
+    path = files / f"{form}-{per}.onnx"
+    assert check_parity(_proxy(path), _plain(path), IMAGES) <= 1e-2
+    model = onnx.load(path)
+    tensors = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    missed, tried = [], 0
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if not name.endswith("_scale"):
+                continue
+            # Read wrongly by this node alone: by all, it would be another grid for the same numbers.
+            model.graph.initializer.append(numpy_helper.from_array((tensors[name] * 1.2).astype(np.float32), "wrong"))
+            node.input[place] = "wrong"
+            onnx.save(model, tmp_path / "wrong.onnx")
+            try:
+                check_parity(_proxy(tmp_path / "wrong.onnx"), _plain(path), IMAGES)
+                missed.append((node.name, name))
+            except ParityError:
+                pass
+            node.input[place], tried = name, tried + 1
+            del model.graph.initializer[-1]
+    assert tried > 10
+    assert missed == []
+
+
+def test_loading_compares_a_quantised_model_with_onnxruntime_as_it_is_written(files):
+    def fusing(images):
+        raise AssertionError("a session that fuses nodes was asked")
+
+    spec, settings = InputSpec(name="x", layout="NCHW", channels="RGB", size=SHAPE[1:]), Settings(threads=1)
+    model = read_model(files / "QDQ-True.onnx")
+    assert _parity(model, spec, fusing, IMAGES, settings) <= 1e-2
+    with pytest.raises(AssertionError, match="fuses"):
+        _parity(read_model(files / "plain.onnx"), spec, fusing, IMAGES, settings)

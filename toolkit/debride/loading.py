@@ -22,7 +22,7 @@ from debride.sessions import Runtime, Session, predictor
 from debride.settings import Settings
 from debride.slimming.observe import observe
 from debride.spec import declare, resolve_spec, sidecar_of
-from debride.types import ChannelGroup, Conversion, FileFacts, InputSpec, Predict, Refused, Samples
+from debride.types import ChannelGroup, Conversion, FileFacts, FloatArray, InputSpec, Predict, Refused, Samples
 
 _FIT = 0.7
 """Share of the images that triggers and cuts are fitted to; the rest only judges."""
@@ -83,7 +83,7 @@ def load(source: Source, images_path: Path, settings: Settings) -> Loaded:
         samples = draw_per_class(samples, settings.per_class, settings.seed, n_classes)
     _check_rewritten(model, resolved.spec, predict, samples, runtime)
     fit, held_out = split(samples, settings.seed, _FIT)
-    parity = check_parity(Proxy(model.graph, resolved.spec), predict, fit.images[:64], seed=settings.seed)
+    parity = _parity(model, resolved.spec, predict, fit.images[:64], settings)
     fit, held_out = labelled(fit, predict), labelled(held_out, predict)
     if len({*_labels(fit), *_labels(held_out)}) < 2:
         raise ImagesError(f"{images_path}: images of fewer than two classes were seen; give images of more classes")
@@ -156,6 +156,15 @@ def labelled(samples: Samples, predict: Predict) -> Samples:
 
 def _labels(samples: Samples) -> list[int]:
     return [] if samples.labels is None else samples.labels.tolist()
+
+
+def _parity(model: Model, spec: InputSpec, predict: Predict, images: FloatArray, settings: Settings) -> float:
+    """How far the proxy is from onnxruntime; for quantised models from one that fuses nothing, see `check_parity`."""
+    proxy = Proxy(model.graph, spec)
+    if proxy.rounds:
+        plain = Runtime(settings.threads, settings.providers, optimised=False)
+        predict = predictor(Session(model.working.SerializeToString(), plain, model.path.name), spec)
+    return check_parity(proxy, predict, images, seed=settings.seed)
 
 
 def _check_rewritten(model: Model, spec: InputSpec, predict: Predict, samples: Samples, runtime: Runtime) -> None:

@@ -41,11 +41,13 @@ _SUM_TOLERANCE = 1e-3
 class Runtime:
     """How sessions run: `threads` inside one operator (0: all cores) and `providers` to ask for, in order.
 
-    Empty `providers` asks for CUDA, then the CPU, as far as the installed onnxruntime offers them.
+    Empty `providers` asks for CUDA, then the CPU, as far as the installed onnxruntime offers them. Without `optimised`,
+    nodes run as they are written: onnxruntime rounds elsewhere where it has fused those of a quantised model.
     """
 
     threads: int = 0
     providers: tuple[str, ...] = ()
+    optimised: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,7 @@ def _create(model: bytes | Path, runtime: Runtime, asked: tuple[str, ...], name:
         try:
             return ort.InferenceSession(
                 source,
-                sess_options=_session_options(runtime.threads),
+                sess_options=_session_options(runtime),
                 providers=[(p, _OPTIONS.get(p, {})) for p in providers],
                 enable_fallback=0,  # its own fallback prints to stdout
             )
@@ -146,11 +148,11 @@ def _create(model: bytes | Path, runtime: Runtime, asked: tuple[str, ...], name:
     raise ModelError(f"{name}: onnxruntime could not load the model: {_line(failure)}") from failure
 
 
-def _session_options(threads: int) -> Any:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+def _session_options(runtime: Runtime) -> Any:
+    options, levels = ort.SessionOptions(), ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if runtime.optimised else levels.ORT_DISABLE_ALL
     # Counted here: onnxruntime's own count pins threads to cores, which containers refuse with noise.
-    options.intra_op_num_threads = threads or _usable_cores()
+    options.intra_op_num_threads = runtime.threads or _usable_cores()
     options.inter_op_num_threads = 1
     options.use_deterministic_compute = True
     # Denormal activations are slow, and the proxy flushes them too.

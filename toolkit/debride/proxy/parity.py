@@ -12,8 +12,10 @@ from debride.types import FloatArray, Predict
 
 TOLERANCE = 1e-3
 ROUNDED_TOLERANCE = 2e-2
+ROUNDED_MEAN = 2.5e-3
 """For quantised models: a value halfway between two integers is rounded to either, by the order of the arithmetic, and
-a step is 1/255 of a tensor's range. onnxruntime differs by one from itself, with and without its graph optimisations.
+a step of quantised scores is near 1/127 of their size. So a few scores may be a step or two away (at most 1.5e-2 in zoo
+models, against onnxruntime without optimisations), but not many: on average 1.2e-3, where a wrong scale gives more.
 """
 _RANDOM = 8
 
@@ -24,23 +26,27 @@ def check_parity(
     """The largest relative difference max|a - b| / (max|b| + 1e-6) between the proxy's scores and `predict`'s.
 
     Compared on `images` (N, C, H, W) in 0..1 and on as many random ones, at most 8: scores against scores, before
-    they become logits, and the class that either puts first. `tolerance` is 1e-3 unless given, for a quantised model
-    2e-2.
+    they become logits, and the class that either puts first. `tolerance` is 1e-3 unless given; for a quantised model it
+    is 2e-2, and 2.5e-3 on average. For such a one, `predict` should run without graph optimisations: with them,
+    onnxruntime itself was seen to be 2.5e-2 away from what the model says.
 
     Raises:
-        ParityError: the difference exceeds `tolerance`, a first class differs where the runner-up is further away
+        ParityError: the difference exceeds the tolerance, a first class differs where the runner-up is further away
             than the tolerance, the shapes differ, or a score is not finite.
     """
+    mean = ROUNDED_MEAN if tolerance is None and proxy.rounds else None
     if tolerance is None:
         tolerance = ROUNDED_TOLERANCE if proxy.rounds else TOLERANCE
     random = np.random.default_rng(seed).random((min(len(images), _RANDOM), *images.shape[1:]), np.float32)
     return max(
-        _compare(proxy, predict, np.ascontiguousarray(batch), tolerance, kind)
+        _compare(proxy, predict, np.ascontiguousarray(batch), (tolerance, mean), kind)
         for kind, batch in (("clean", images), ("random", random))
     )
 
 
-def _compare(proxy: Proxy, predict: Predict, images: FloatArray, tolerance: float, kind: str) -> float:
+def _compare(
+    proxy: Proxy, predict: Predict, images: FloatArray, limits: tuple[float, float | None], kind: str
+) -> float:
     expected = np.asarray(predict(images), np.float64).reshape(len(images), -1)
     tensor = torch.from_numpy(np.array(images))
     with torch.no_grad():
@@ -52,14 +58,21 @@ def _compare(proxy: Proxy, predict: Predict, images: FloatArray, tolerance: floa
     if actual.shape != expected.shape:
         raise ParityError(f"the proxy gives scores {actual.shape}, onnxruntime {expected.shape}, on {kind} images")
     size = float(np.abs(expected).max())
-    difference = float(np.abs(actual - expected).max()) / (size + 1e-6)
-    if difference > tolerance:
-        raise ParityError(
-            f"on {kind} images the proxy's scores differ from onnxruntime's by {difference:.2g} of their size "
-            f"(limit {tolerance:g}): the model uses an operator in a way that the proxy gets wrong; report it"
-        )
+    away = np.abs(actual - expected) / (size + 1e-6)
+    tolerance, mean = limits
+    _require_close(float(away.max()), tolerance, "", kind)
+    if mean is not None:
+        _require_close(float(away.mean()), mean, " on average", kind)
     _require_same_class(logits, expected, tolerance * (size + 1e-6), kind)
-    return difference
+    return float(away.max())
+
+
+def _require_close(difference: float, limit: float, how: str, kind: str) -> None:
+    if difference > limit:
+        raise ParityError(
+            f"on {kind} images the proxy's scores differ from onnxruntime's by {difference:.2g} of their size{how} "
+            f"(limit {limit:g}): the model uses an operator in a way that the proxy gets wrong; report it"
+        )
 
 
 def _require_finite(scores: npt.NDArray[np.float64], whose: str, kind: str) -> None:
