@@ -17,6 +17,7 @@ tests/test_conformance_graphs.py runs them.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from functools import partial
 from io import StringIO
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
@@ -59,7 +61,8 @@ except ImportError:
 EXPORTS = (("torchscript", 17), ("dynamo", 18))
 TIMED = ("resnet18", "mobilenet_v1", "mobilenet_v2", "efficientnet", "vit", "deit", "swin", "mixer", "convnext")
 TIMED_EXPORTS = (("torchscript", 13), ("torchscript", 17), ("dynamo", 18))
-PARTS = ("nodes", "light", "torch", "keras", "timing")
+QUANTISED = ("resnet18", "mobilenet_v2", "vgg_bn", "densenet", "efficientnet", "vit", "deit", "swin", "convnext")
+PARTS = ("nodes", "light", "torch", "keras", "quantised", "timing")
 PARITY = GRADIENT = 1e-4
 STEP = 1e-9
 """The share of themselves by which a central difference's step changes the scores. Rounding costs it some epsilons of
@@ -272,6 +275,51 @@ def models(subjects: Iterator[Subject]) -> Iterator[str]:
     yield f"| all | {passed[0]} | {passed[1]} pass | | {passed[2]} pass | |"
 
 
+def quantised() -> Iterator[str]:
+    """Networks in 8 bits: how far the proxy is from onnxruntime as they are written, and how far its own fusing is."""
+    yield "| model | scales | debride: largest | mean | onnxruntime fusing: largest | mean |\n|---|---|---|---|---|---|"
+    for name in QUANTISED:
+        for scales in ("per tensor", "per channel"):
+            shape = architectures.shape_of(name)
+            data, images = _in_integers(name, scales == "per channel"), _image((32, *shape))
+            plain, fused = (Session(data, Runtime(threads=1, optimised=o)).run({"x": images})[0] for o in (False, True))
+            with torch.no_grad():
+                mine = ours(onnx.load_from_string(data))(torch.from_numpy(images)).numpy()
+            away = [np.abs(y - plain) / np.abs(plain).max() for y in (mine, fused)]
+            yield f"| {name} | {scales} | " + " | ".join(f"{a.max():.1e} | {a.mean():.1e}" for a in away) + " |"
+
+
+def _in_integers(name: str, per_channel: bool) -> bytes:
+    """The network `name` by onnxruntime's quantiser, with QuantizeLinear and DequantizeLinear around its layers."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    shape = architectures.shape_of(name)
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            rng = np.random.default_rng(0)
+            self.batches = iter([{"x": rng.random((8, *shape), np.float32)} for _ in range(4)])
+
+        def get_next(self) -> Any:
+            return next(self.batches, None)
+
+    with TemporaryDirectory() as folder:
+        before, after = Path(folder, "float.onnx"), Path(folder, "integer.onnx")
+        onnx.save(exports.export(architectures.network(name), shape, exporter="torchscript", opset=17), before)
+        logging.disable(logging.WARNING)
+        quantize_static(
+            before,
+            after,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=per_channel,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        logging.disable(logging.NOTSET)
+        return after.read_bytes()
+
+
 def timing(repeats: int) -> Iterator[str]:
     """Forward and backward at batch 16, one thread, interleaved: the median of the ratios to the native module."""
     yield "| model | exporter | native, ms | debride / native | onnx2fx / native |\n|---|---|---|---|---|"
@@ -324,6 +372,7 @@ def main() -> None:
     parts: dict[str, Callable[[], Iterator[str]]] = {
         "nodes": nodes,
         **{k: partial(lambda f: models(f(found.quick)), f) for k, f in _SUBJECTS.items()},
+        "quantised": quantised,
         "timing": partial(timing, found.repeats),
     }
     for part in (p for p in PARTS if p in wanted):
