@@ -14,7 +14,7 @@ TOLERANCE = 1e-3
 ROUNDED_TOLERANCE = 2e-2
 ROUNDED_MEAN = 3e-3
 """For quantised models: a value halfway between two integers is rounded to either, by the order of the arithmetic, and
-a step of quantised scores is near 1/127 of their size. So a few scores may be a step or two away (by 1.3e-2 at most, and
+a step of quantised scores is near 1/127 of their size. So a few scores may be a step or two away (by 1.3e-2, and by
 1.6e-3 on average, in `benchmarks/bench_proxy.py --only quantised`), but not many, as with a wrong scale.
 """
 _RANDOM = 8
