@@ -42,12 +42,14 @@ class Runtime:
     """How sessions run: `threads` inside one operator (0: all cores) and `providers` to ask for, in order.
 
     Empty `providers` asks for CUDA, then the CPU, as far as the installed onnxruntime offers them. Without `optimised`,
-    nodes run as they are written: onnxruntime rounds elsewhere where it has fused those of a quantised model.
+    nodes run as they are written: onnxruntime rounds elsewhere where it has fused those of a quantised model. `thrifty`
+    sessions forget tensors early where a graph has many outputs.
     """
 
     threads: int = 0
     providers: tuple[str, ...] = ()
     optimised: bool = True
+    thrifty: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,8 @@ def _create(model: bytes | Path, runtime: Runtime, asked: tuple[str, ...], name:
 def _session_options(runtime: Runtime) -> Any:
     options, levels = ort.SessionOptions(), ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if runtime.optimised else levels.ORT_DISABLE_ALL
+    if runtime.thrifty:  # the usual order comes to outputs that little depends on last, and keeps all until then
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     # Counted here: onnxruntime's own count pins threads to cores, which containers refuse with noise.
     options.intra_op_num_threads = runtime.threads or _usable_cores()
     options.inter_op_num_threads = 1

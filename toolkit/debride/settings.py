@@ -46,6 +46,8 @@ class Settings:
             raise UsageError(f"--per-class is {self.per_class}; give 1 or more")
         if self.threads < 0 or self.seed < 0:
             raise UsageError("--threads and --seed take whole numbers from 0")
+        if self.align != 1 and not self.slim:
+            raise UsageError("--align says how --slim slims; give both")
         if not 1 <= self.align <= 64:
             raise UsageError(f"--align is {self.align}; give 1 to 64")
         if self.time_budget is not None and self.time_budget <= 0:

@@ -17,29 +17,39 @@ _MOST = 1 << 26
 
 
 @contextmanager
-def lent(proto: onnx.ModelProto, outputs: Sequence[str] = ()) -> Iterator[bytes | Path]:
-    """`proto`, with the tensors `outputs` among its outputs (onnxruntime finds their types by itself).
+def lent(proto: onnx.ModelProto, *, shapes_of: Sequence[str] = ()) -> Iterator[bytes | Path]:
+    """`proto`, with the shapes of the tensors `shapes_of` among its outputs, under the names that `counted` gives.
 
     A file lies in a temporary folder, its weights beside it, until the context ends; sessions are made within.
     """
     if sum(prod(tensor.dims) for tensor in proto.graph.initializer) <= _MOST:
-        yield _talkative(proto, outputs).SerializeToString()
+        yield _talkative(proto, shapes_of).SerializeToString()
         return
     with TemporaryDirectory(prefix="debride-") as folder:
         path = Path(folder, "model.onnx")
         write_model(proto, path, limit=0)
-        if outputs:
+        if shapes_of:
             header = onnx.load(path, load_external_data=False)
-            path.write_bytes(_talkative(header, outputs).SerializeToString())
+            path.write_bytes(_talkative(header, shapes_of).SerializeToString())
         yield path
 
 
-def _talkative(proto: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
-    said = {value.name for value in proto.graph.output}
-    new = [onnx.ValueInfoProto(name=tensor) for tensor in outputs if tensor not in said]
-    if not new:
+def counted(tensor: str) -> str:
+    """The name of the output that gives the shape of `tensor`."""
+    return f"debride.shape:{tensor}"
+
+
+def _talkative(proto: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
+    if not tensors:
         return proto
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    copy.graph.output.extend(new)
+    del copy.graph.node[:]
+    wanted = set(tensors)
+    # Right behind its maker, so that the tensor itself can be forgotten as early as ever.
+    for node in proto.graph.node:
+        copy.graph.node.add().CopyFrom(node)
+        for tensor in wanted.intersection(node.output):
+            copy.graph.node.add(op_type="Shape", input=[tensor], output=[counted(tensor)], name=counted(tensor))
+    copy.graph.output.extend(onnx.ValueInfoProto(name=counted(tensor)) for tensor in tensors)
     return copy

@@ -77,8 +77,8 @@ def slower_sentence(slimming: Slimming) -> str:
     if before is None or after is None or after <= _SLOWER * before:
         return ""
     return (
-        "Smaller, and yet slower on this machine: onnxruntime's fast convolutions on CPUs want channel counts that are "
-        "multiples of 4: --align 4 keeps them so. Where speed alone counts, compare with the zeroed file."
+        "Smaller, and yet slower on this machine: many processors like widths that are multiples of 4, 8 or 16, which "
+        "--align keeps. Compare before you deploy."
     )
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from debride.slimming.problem import Problem
     from debride.types import BoolArray
 
+_ABLE = 0.1
+"""Least size of a constant that carries others, as a share of the largest of them."""
+
 Place = tuple[str, int]
 """(name of a node, position of its input); the input may be absent so far."""
 
@@ -111,8 +114,10 @@ def missing_carrier(problem: Problem, node: Node) -> tuple[Reading, int] | None:
         if not leaves.any():
             continue
         values = constants(problem, reading)
-        going, staying = leaves & (values != 0), ~leaves & (values != 0)
-        if going.any() and not staying.any():
+        going = leaves & (values != 0)
+        # What a small constant has lost in rounding would be multiplied with it.
+        able = ~leaves & (np.abs(values) >= _ABLE * np.abs(np.where(going, values, 0)).max())
+        if going.any() and not able.any():
             going &= ~problem.zero(reading.weight, reading.weight_axis)
             if going.any():
                 return reading, _carrier(values, going)

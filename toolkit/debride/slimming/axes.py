@@ -15,6 +15,9 @@ import numpy.typing as npt
 from debride.slimming.observe import Observed
 from debride.types import BoolArray
 
+_LONGEST = 1 << 19
+"""A tensor with longer axes, which may cost onnxruntime nothing, is not looked at index by index."""
+
 States = npt.NDArray[np.int32]
 """Per index along one axis: 0 while it may leave, else the number of the reason why it stays."""
 
@@ -24,11 +27,15 @@ class Axes:
 
     def __init__(self, observed: Observed) -> None:
         self._states: dict[str, tuple[States, ...]] = {
-            tensor: tuple(np.zeros(size, np.int32) for size in shape) for tensor, shape in observed.shapes.items()
+            tensor: tuple(np.zeros(size, np.int32) for size in shape)
+            for tensor, shape in observed.shapes.items()
+            if sum(shape) <= _LONGEST
         }
         self._reasons: list[str] = [""]
         self._numbers: dict[str, int] = {"": 0}
         self.touched: set[str] = set()
+        for tensor in observed.wild:
+            self.pin(tensor, "of a size that the image decides")
         for tensor, states in self._states.items():
             for axis, state in enumerate(states):
                 if axis in observed.varying[tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +13,25 @@ from debride.errors import ModelError
 from debride.graph.ir import Graph
 from debride.images import encode
 from debride.sessions import Session
-from debride.slimming.observe import BATCHES, Feeds, random_feeds
+from debride.slimming.noise import DRAWS, Feeds, random_feeds
+from debride.slimming.observe import BATCHES
 from debride.types import FloatArray, InputSpec
 
 _TINY = 1e-9
-_DRAWS = 3
+_STEP = 32
 _ULPS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """The largest difference of any output, as a share of its spread, and on how many real images."""
+    """The largest difference of any output, as a share of its spread, and on how many real images.
+
+    `beyond` is what exceeds `_ULPS` units in the last place of a row's largest value: a sum in another order differs
+    by so much, however close the scores lie to each other.
+    """
 
     difference: float
+    beyond: float
     images: int
 
 
@@ -36,49 +43,56 @@ class Feed:
     images: FloatArray | None
     seed: int
 
+    def batches(self, graph: Graph, before: Session) -> Iterator[Feeds]:
+        """Noise of every kind, then the images in portions."""
+        for draw in range(DRAWS):
+            yield random_feeds(graph, self.spec, BATCHES[0], self.seed, draw)
+        if self.images is None or self.spec is None:
+            return
+        entry = next(info for info in before.inputs if info.name == self.spec.name)
+        step = entry.shape[0] or _STEP
+        for start in range(0, len(self.images), step):
+            part = self.images[start : start + step]
+            if entry.shape[0]:  # a fixed batch is filled up with the last image
+                part = self.images[np.minimum(np.arange(start, start + step), len(self.images) - 1)]
+            others = random_feeds(graph, self.spec, len(part), self.seed)
+            yield {**others, self.spec.name: encode(part, self.spec).astype(entry.dtype)}
+
 
 def compared(before: Session, after: Session, graph: Graph, feed: Feed) -> Comparison:
-    """Run both on three draws of noise and on the images of `feed`.
+    """Run both on all batches of `feed`.
 
     Raises:
         ModelError: a run fails, or an output of `after` has another shape or is not finite where `before`'s is.
     """
-    worst, spec, images, seed = 0.0, feed.spec, feed.images, feed.seed
-    for draw in range(_DRAWS):
-        worst = max(worst, _difference(before, after, random_feeds(graph, spec, BATCHES[0], seed + draw)))
-    if images is None or spec is None:
-        return Comparison(difference=worst, images=0)
-    entry = next(info for info in before.inputs if info.name == spec.name)
-    step = entry.shape[0] or 32
-    for start in range(0, len(images), step):
-        part = images[start : start + step]
-        if entry.shape[0]:  # a fixed batch is filled up with the last image
-            part = images[np.minimum(np.arange(start, start + step), len(images) - 1)]
-        feeds = {**random_feeds(graph, spec, len(part), seed), spec.name: encode(part, spec).astype(entry.dtype)}
-        worst = max(worst, _difference(before, after, feeds))
-    return Comparison(difference=worst, images=len(images))
-
-
-def _difference(before: Session, after: Session, feeds: Feeds) -> float:
     names = [output.name for output in before.outputs]
-    pairs = zip(names, before.run(feeds, names), after.run(feeds, names), strict=True)
-    return max(spread_difference(name, old, new) for name, old, new in pairs)
+    differences = [(0.0, 0.0)]
+    for feeds in feed.batches(graph, before):
+        outputs = zip(names, before.run(feeds, names), after.run(feeds, names), strict=True)
+        differences += [difference_of(*output) for output in outputs]
+    difference, beyond = (max(column) for column in zip(*differences, strict=True))
+    images = 0 if feed.images is None or feed.spec is None else len(feed.images)
+    return Comparison(difference=difference, beyond=beyond, images=images)
 
 
-def spread_difference(name: str, old: npt.NDArray[Any], new: npt.NDArray[Any]) -> float:
-    """The largest |new - old|, 4 units in the last place aside, as a share of how far `old` strays from its mean."""
+def difference_of(name: str, old: npt.NDArray[Any], new: npt.NDArray[Any]) -> tuple[float, float]:
+    """The largest |new - old|, and what of it is beyond rounding, as shares of how far `old` strays from its means."""
     if old.shape != new.shape:
         raise ModelError(f"output '{name}' would have the shape {new.shape} instead of {old.shape}")
-    exact, found = old.astype(np.float64), new.astype(np.float64)
+    if old.dtype.kind not in "fiub":
+        if not np.array_equal(old, new):
+            raise ModelError(f"output '{name}' would differ")
+        return 0.0, 0.0
+    exact, found = (array.astype(np.float64).reshape(len(array) if array.ndim > 1 else 1, -1) for array in (old, new))
     finite = np.isfinite(exact)
     if not np.array_equal(exact[~finite], found[~finite], equal_nan=True) or not np.isfinite(found[finite]).all():
         raise ModelError(f"output '{name}' would not be finite")
     if not finite.any():
-        return 0.0
-    rows = np.where(finite, exact, 0.0).reshape(len(exact) if exact.ndim > 1 else 1, -1)
+        return 0.0, 0.0
+    exact, found = np.where(finite, exact, 0.0), np.where(finite, found, 0.0)
     # Not the values' size: what all classes have in common would hide any difference.
-    common = rows.mean(axis=1, keepdims=True) if rows.shape[1] > 1 else 0.0
-    # A sum in another order differs by its last digits, however close the scores lie to each other.
-    digits = _ULPS * float(np.spacing(np.abs(old[finite]).max())) if old.dtype.kind == "f" else 0.0
-    most = max(0.0, float(np.abs(found - exact)[finite].max()) - digits)
-    return float(most / (np.abs(rows - common).max() + _TINY))
+    common = exact.mean(axis=1, keepdims=True) if exact.shape[1] > 1 else 0.0
+    spread = np.abs(exact - common).max() + _TINY
+    off = np.abs(found - exact)
+    digits = np.spacing(np.abs(exact).max(axis=1, keepdims=True).astype(old.dtype)) if old.dtype.kind == "f" else 0.0
+    return float(off.max() / spread), float(np.maximum(0.0, off - _ULPS * digits).max() / spread)

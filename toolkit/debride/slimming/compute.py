@@ -25,6 +25,8 @@ UNARY |= {"Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRe
 NARY = frozenset(("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mean", "Sum", "PRelu", "Mod"))
 """Functions of all inputs, broadcast to one shape."""
 LINEAR_QUANTISERS = frozenset(("QuantizeLinear", "DequantizeLinear"))
+_EDGED = frozenset(("Ceil", "Floor", "Round", "Sign"))
+_EDGE = 1e-4
 ELEMENTWISE = UNARY | NARY | LINEAR_QUANTISERS
 _OTHERS = frozenset(("And", "Or", "Xor", "Not", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Where"))
 ALIGNED = UNARY | NARY | _OTHERS | {"IsNaN", "IsInf", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot"}
@@ -52,6 +54,8 @@ def computed(node: Node, values: Sequence[Array | None], shapes: Sequence[Shape]
     for value in used:
         if value.dtype.kind == "f":
             open_ = open_ | np.isnan(value)
+    if node.op in _EDGED:
+        open_ = open_ | _at_edge(used[0])
     known = np.where(open_, np.nan, result).astype(result.dtype)
     if node.op == "Mul":
         zero = np.zeros(result.shape, np.bool_)
@@ -59,6 +63,11 @@ def computed(node: Node, values: Sequence[Array | None], shapes: Sequence[Shape]
             zero = zero | (value == 0)
         known = np.where(zero, 0, known).astype(result.dtype)
     return known
+
+
+def _at_edge(value: Array) -> npt.NDArray[np.bool_]:
+    """Where a number is so near to a half or a whole one that float32 may round it the other way; 0 is exact."""
+    return np.asarray((np.abs(value * 2 - np.rint(value * 2)) < _EDGE) & (value != 0))
 
 
 def _double(value: Array) -> Array:
@@ -105,4 +114,6 @@ def _quantised(node: Node, data: Sequence[Array], shapes: Sequence[Shape]) -> Ar
     if zero.dtype.kind not in "iu" or len(node.inputs) < 3 or not node.inputs[2] or zero.dtype.itemsize > 2:
         return None
     limits = np.iinfo(zero.dtype)
-    return np.asarray(np.clip(np.rint(x / scale) + zeros, limits.min, limits.max))
+    steps = x / scale
+    halfway = np.abs(steps - np.floor(steps) - 0.5) < _EDGE
+    return np.asarray(np.where(halfway, np.nan, np.clip(np.rint(steps) + zeros, limits.min, limits.max)))

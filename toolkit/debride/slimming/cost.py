@@ -10,7 +10,7 @@ from statistics import median
 from debride.graph.ir import Graph
 from debride.graph.letters import einsum_of
 from debride.sessions import Session
-from debride.slimming.observe import Feeds
+from debride.slimming.noise import Feeds
 
 Shapes = Callable[[str], tuple[int, ...]]
 _PAIRS = 25

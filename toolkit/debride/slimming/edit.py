@@ -38,7 +38,7 @@ def edited(proto: onnx.ModelProto, problem: Problem, ready: Prepared) -> onnx.Mo
             give(stub, tensor)
     result = copy.proto
     nodes = dict(zip(node_names(result.graph.node), result.graph.node, strict=True))
-    before = _reads(result)
+    idle = {tensor.name for tensor in proto.graph.initializer} - _reads(proto)
     _make_ready(result, nodes, problem, ready)
     changes = {node.name: rewritten(problem, node) for node in problem.graph.nodes}
     _cut_constants(result, problem, changing, uneven)
@@ -47,7 +47,7 @@ def edited(proto: onnx.ModelProto, problem: Problem, ready: Prepared) -> onnx.Mo
             _change(result, nodes[name], change, problem)
     _add_contributions(result, nodes, problem)
     _order_shuffles(result, nodes, problem)
-    _drop_unread(result, before)
+    _drop_unread(result, idle)
     _correct_infos(result, problem)
     return result
 
@@ -119,7 +119,8 @@ def _change(proto: onnx.ModelProto, node: onnx.NodeProto, change: Change, proble
         _set_attribute(node, change)
         return
     old = node.input[change.position] if change.position < len(node.input) else ""
-    dtype = problem.observed.values[old].dtype if old in problem.observed.values else np.dtype(np.int64)
+    known = problem.observed.array(old)
+    dtype = np.dtype(np.int64) if known is None else known.dtype
     name = add_initializer(proto, f"{old or node.output[0]}.slim", np.asarray(change.numbers, dtype))
     _set_input(node, change.position, name)
 
@@ -151,12 +152,12 @@ def _add_contributions(proto: onnx.ModelProto, nodes: Nodes, problem: Problem) -
             weight = problem.graph.constants[node.input[1]]
             bias = add_initializer(proto, f"{out}.bias", total[kept].astype(weight.dtype))
         else:
-            old = numpy_helper.to_array(constants.stored[node.input[position]])
+            stored = constants.stored.get(node.input[position])
+            # The graph's own value where no protobuf tensor holds it: a Constant may list its numbers in other ways.
+            old = problem.graph.constants[node.input[position]] if stored is None else numpy_helper.to_array(stored)
             new = (old + total[kept].reshape(old.shape)).astype(old.dtype)
-            if not constants.shared((indices[name], position)):
-                stored = constants.stored[node.input[position]]
-                fresh = numpy_helper.from_array(new, stored.name)
-                stored.CopyFrom(fresh)
+            if stored is not None and not constants.shared((indices[name], position)):
+                stored.CopyFrom(numpy_helper.from_array(new, stored.name))
                 continue
             bias = add_initializer(proto, f"{node.input[position]}.slim", new)
         _set_input(node, position, bias)
@@ -190,8 +191,8 @@ def _reads(proto: onnx.ModelProto) -> set[str]:
     return found
 
 
-def _drop_unread(proto: onnx.ModelProto, before: Iterable[str]) -> None:
-    """Drop nodes that lead to no output, and constants that were read before and are no more."""
+def _drop_unread(proto: onnx.ModelProto, idle: Iterable[str]) -> None:
+    """Drop nodes that lead to no output, and constants that nobody reads but those that were `idle` from the start."""
     live = {value.name for value in proto.graph.output}
     kept = []
     for node in reversed(proto.graph.node):
@@ -203,7 +204,7 @@ def _drop_unread(proto: onnx.ModelProto, before: Iterable[str]) -> None:
         copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
         del proto.graph.node[:]
         proto.graph.node.extend(copies)
-    gone = (set(before) - live).intersection(tensor.name for tensor in proto.graph.initializer)
+    gone = {tensor.name for tensor in proto.graph.initializer} - live - set(idle)
     for listed in (proto.graph.initializer, proto.graph.input):
         for entry in [entry for entry in listed if entry.name in gone]:
             listed.remove(entry)

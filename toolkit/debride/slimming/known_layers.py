@@ -85,6 +85,8 @@ def _gemm(node: Node, values: Values, shapes: Sequence[Shape]) -> Array | None:
 def _batch_norm(node: Node, values: Values, shapes: Sequence[Shape]) -> Array | None:
     if node.attributes.get("training_mode", 0) or len([o for o in node.outputs if o]) > 1 or len(shapes[0]) < 2:
         return None
+    if node.attributes.get("spatial", 1) == 0:
+        return None
     if any(v is None for v in values[1:5]):
         return None
     place = (1, -1, *(1 for _ in shapes[0][2:]))
@@ -95,7 +97,10 @@ def _batch_norm(node: Node, values: Values, shapes: Sequence[Shape]) -> Array | 
 
 
 def _instance_norm(node: Node, values: Values, shapes: Sequence[Shape]) -> Array | None:
-    """A channel that is the same everywhere is its own mean: only the shift remains."""
+    """A channel that is zero everywhere is its own mean: only the shift remains.
+
+    Of another constant the mean is only nearly as large, and what is left is multiplied by 1 / sqrt(epsilon).
+    """
     x, scale, shift = values
     if scale is None or shift is None:
         return None
@@ -103,13 +108,13 @@ def _instance_norm(node: Node, values: Values, shapes: Sequence[Shape]) -> Array
     flat = np.zeros(scale.shape, np.bool_)
     if x is not None and x.shape[0] == 1:
         entries = x.reshape(x.shape[1], -1)
-        flat = np.broadcast_to((entries == entries[:, :1]).all(axis=1), flat.shape)  # never so for NaN
+        flat = np.broadcast_to((entries == 0).all(axis=1), flat.shape)
     found: Array = np.where(flat | (scale == 0), shift, np.nan).reshape(place)
     return found
 
 
 def _group_norm(node: Node, values: Values, shapes: Sequence[Shape]) -> Array | None:
-    """A group that is the same everywhere is its own mean: only the shift remains."""
+    """A group that is zero everywhere is its own mean: only the shift remains (see InstanceNormalization)."""
     x, scale, shift = values
     if scale is None or shift is None or node.since_version < 21:
         return None
@@ -118,7 +123,7 @@ def _group_norm(node: Node, values: Values, shapes: Sequence[Shape]) -> Array | 
     flat = np.zeros(shapes[0][1], np.bool_)
     if x is not None and x.shape[0] == 1:
         full = np.broadcast_to(x, (1, shapes[0][1], *x.shape[2:])).reshape(groups, -1)
-        flat = np.repeat((full == full[:, :1]).all(axis=1), shapes[0][1] // groups)  # never so for NaN
+        flat = np.repeat((full == 0).all(axis=1), shapes[0][1] // groups)
     found: Array = np.where(flat | (scale == 0), shift, np.nan).reshape(place)
     return found
 

@@ -90,8 +90,12 @@ def _gather(
 
 def _pad(node: Node, values: Values, shapes: Sequence[Shape], outputs: Sequence[Shape], parameters: Numbers) -> Found:
     x, pads = values[0], pads_of(node, len(shapes[0]), parameters)
-    if pads is None or node.attributes.get("mode", "constant") != "constant":
+    if pads is None:
         return (None,)
+    if node.attributes.get("mode", "constant") != "constant":
+        # Mirrored or repeated, what is the same along an axis stays so.
+        same = x is not None and all(x.shape[axis] == 1 for axis, pair in enumerate(pads) if any(pair))
+        return (x if same else None,)
     fill: Any = node.attributes.get("value", 0.0)
     if len(values) > 2 and node.inputs[2]:
         if values[2] is None or values[2].size != 1:

@@ -6,7 +6,7 @@ Shape inference loses track of computed Reshape targets, so the graph is run, on
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,18 +14,20 @@ import numpy.typing as npt
 import onnx
 
 from debride.errors import ModelError
-from debride.graph.ir import Graph, Value
-from debride.graph.lend import lent
+from debride.graph.infer import value_infos
+from debride.graph.ir import Graph
+from debride.graph.lend import counted, lent
+from debride.graph.numbers import Known
 from debride.sessions import Runtime, Session
+from debride.slimming.noise import Feeds, random_feeds
+from debride.slimming.sizes import sizes_of
 from debride.types import InputSpec
 
 BATCHES = (3, 2, 1)
 """Sizes of the batch on which shapes are taken, where the graph leaves it open."""
-_COUNTING = frozenset(("Shape", "Size"))
-_OPEN = frozenset(("If", "Loop", "Scan", "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike"))
-_SMALL = 4096
-
-Feeds = Mapping[str, npt.NDArray[Any]]
+_NO_TENSORS = frozenset(("If", "Loop", "Scan", "SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase"))
+_NO_TENSORS |= {"SplitToSequence", "SequenceMap", "Optional", "OptionalGetElement", "StringSplit"}
+"""Operators that may make something else than a tensor, which has no shape to ask for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -33,9 +35,9 @@ class Observed:
     """`shapes` and `dtypes` of all tensors, constants too, at a batch of `batch` images; which axes follow the batch.
 
     `smallest` is the smallest batch that the graph takes: 1 unless it is fixed.
-    `values` are those of integer tensors of at most 4096 elements that follow from shapes and constants alone and are
-    the same for every batch; `derived` are all that follow from these. `flexible` says that the graph leaves other
-    dimensions of its input open than the batch, so that a shape seen is one of many.
+    `numbers` follow from shapes and constants alone; the batch leaves entries of them unknown. The size of `wild`
+    tensors follows from the image. `flexible` says that the graph leaves other dimensions of its input open than the
+    batch, so that a shape seen is one of many.
     """
 
     batch: int
@@ -43,8 +45,8 @@ class Observed:
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, np.dtype[Any]]
     varying: Mapping[str, frozenset[int]]
-    values: Mapping[str, npt.NDArray[Any]]
-    derived: frozenset[str]
+    numbers: Mapping[str, Known]
+    wild: frozenset[str]
     flexible: bool
 
     def open_shapes(self) -> dict[str, tuple[int | None, ...]]:
@@ -54,41 +56,15 @@ class Observed:
             for tensor, shape in self.shapes.items()
         }
 
+    def array(self, tensor: str) -> npt.NDArray[Any] | None:
+        """The whole numbers in `tensor`, where no batch changes any."""
+        found = self.numbers.get(tensor)
+        return found.array if found is not None and found.whole and found.array.dtype.kind in "iu" else None
+
     def value(self, tensor: str) -> list[int] | None:
-        """The whole numbers in `tensor`, flattened, where every batch gives the same."""
-        found = self.values.get(tensor)
+        """The whole numbers in `tensor`, flattened, where no batch changes any."""
+        found = self.array(tensor)
         return None if found is None else [int(v) for v in found.reshape(-1)]
-
-
-def random_feeds(graph: Graph, spec: InputSpec | None, batch: int, seed: int) -> Feeds:
-    """Noise in 0..1 for every input of `graph`, `batch` images where it leaves the batch open.
-
-    Raises:
-        ModelError: a dimension that is no batch is open and `spec` does not say it.
-    """
-    rng = np.random.default_rng(seed)
-    feeds = {}
-    for value in graph.inputs:
-        noise = rng.random(_sizes(value, spec, batch))
-        feeds[value.name] = noise.astype(value.dtype) if value.dtype.kind == "f" else (noise * 2).astype(value.dtype)
-    return feeds
-
-
-def _sizes(value: Value, spec: InputSpec | None, batch: int) -> list[int]:
-    if value.shape is None:
-        raise ModelError(f"input '{value.name}' has no shape; export the model with one")
-    image: Sequence[int] = ()
-    if spec is not None and value.name == spec.name and len(value.shape) == 4:
-        channels_first = (spec.depth, *spec.size)
-        image = (batch, *(channels_first if spec.layout == "NCHW" else (*spec.size, spec.depth)))
-    sizes = []
-    for axis, size in enumerate(value.shape):
-        if size is None and axis and not image:
-            raise ModelError(
-                f"input '{value.name}' leaves its size open; give clean images, or --layout and a side-car"
-            )
-        sizes.append(size or (image[axis] if image else batch))
-    return sizes
 
 
 def observe(proto: onnx.ModelProto, graph: Graph, spec: InputSpec | None, runtime: Runtime, name: str) -> Observed:
@@ -97,62 +73,51 @@ def observe(proto: onnx.ModelProto, graph: Graph, spec: InputSpec | None, runtim
     Raises:
         ModelError: onnxruntime cannot run it, or its input size is open (see `random_feeds`).
     """
-    tensors = [tensor for node in graph.nodes for tensor in node.outputs if tensor]
+    tensors = [tensor for node in graph.nodes if node.op not in _NO_TENSORS for tensor in node.outputs if tensor]
     open_batch = any(v.shape and v.shape[0] is None for v in graph.inputs)
     batches = BATCHES if open_batch else BATCHES[:1]
-    with lent(proto, tensors) as model:
-        session = Session(model, runtime, name)
-        (first, dtypes, numbers), *others = (
-            _run(session, random_feeds(graph, spec, batch, batch), tensors, graph.constants) for batch in batches
-        )
-    derived = _derived(graph)
+    try:
+        feeds = [random_feeds(graph, spec, batch, seed=batch) for batch in batches]
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from error
+    with lent(proto, shapes_of=tensors) as model:
+        session = Session(model, replace(runtime, thrifty=True), name)
+        first, *others = (_shapes(session, feed, tensors, graph) for feed in feeds)
+    varying = {
+        tensor: frozenset().union(*(_differing(shape, other[tensor]) for other in others))
+        for tensor, shape in first.items()
+    }
+    flexible = any(size is None for v in graph.inputs for size in (v.shape or ())[1:])
+    sizes = sizes_of(proto, graph, first, varying, flexible)
     batch = BATCHES[0] if open_batch else _fixed(graph)
-    constants = {name: array for name, array in graph.constants.items() if _is_small(array)}
     return Observed(
         batch=batch,
         smallest=1 if open_batch else batch,
         shapes=first,
-        dtypes=dtypes,
-        varying={
-            tensor: frozenset().union(*(_differing(shape, other[tensor]) for other, _, _ in others))
-            for tensor, shape in first.items()
-        },
-        values={
-            tensor: array
-            for tensor, array in {**numbers, **constants}.items()
-            if tensor in derived
-            and (tensor in constants or all(np.array_equal(array, other[tensor]) for _, _, other in others))
-        },
-        derived=frozenset(derived),
-        flexible=any(size is None for v in graph.inputs for size in (v.shape or ())[1:]),
+        dtypes=_dtypes(proto, graph, tensors),
+        varying=varying,
+        numbers=sizes.numbers,
+        wild=sizes.wild,
+        flexible=flexible,
     )
 
 
-def _run(
-    session: Session, feeds: Feeds, tensors: Sequence[str], constants: Feeds
-) -> tuple[dict[str, tuple[int, ...]], dict[str, np.dtype[Any]], dict[str, npt.NDArray[Any]]]:
-    """Shapes and types of `tensors`, inputs and constants; the values of small whole-number `tensors` and inputs."""
-    found = {**dict(zip(tensors, session.run(feeds, tensors), strict=True)), **feeds}
-    arrays = {tensor: array for tensor, array in found.items() if isinstance(array, np.ndarray)}
-    numbers = {tensor: array for tensor, array in arrays.items() if _is_small(array)}
-    shapes = {tensor: array.shape for tensor, array in arrays.items()}
-    dtypes = {tensor: array.dtype for tensor, array in arrays.items()}
-    for name, array in constants.items():
-        shapes[name], dtypes[name] = array.shape, array.dtype
-    return shapes, dtypes, numbers
+def _shapes(session: Session, feeds: Feeds, tensors: Sequence[str], graph: Graph) -> dict[str, tuple[int, ...]]:
+    """The shapes of `tensors`, of the inputs and of the constants; the tensors themselves are never fetched."""
+    found = session.run(feeds, [counted(tensor) for tensor in tensors])
+    shapes = {tensor: tuple(int(n) for n in shape) for tensor, shape in zip(tensors, found, strict=True)}
+    shapes.update((name, array.shape) for name, array in (*feeds.items(), *graph.constants.items()))
+    return shapes
 
 
-def _is_small(array: npt.NDArray[Any]) -> bool:
-    return array.dtype.kind in "iu" and array.size <= _SMALL
-
-
-def _derived(graph: Graph) -> set[str]:
-    """Tensors that follow from shapes and constants: to be the same on a few draws of noise is not enough."""
-    found = set(graph.constants) | {""}
-    for node in graph.nodes:
-        fixed = node.op in _COUNTING or (node.inputs and all(tensor in found for tensor in node.inputs))
-        if fixed and not node.domain and node.op not in _OPEN:
-            found.update(node.outputs)
+def _dtypes(proto: onnx.ModelProto, graph: Graph, tensors: Sequence[str]) -> dict[str, np.dtype[Any]]:
+    """Types as inference finds them, which needs no shapes for it; float32 where it gives up."""
+    infos = value_infos(proto)
+    found = {name: array.dtype for name, array in graph.constants.items()}
+    for tensor in (*tensors, *(value.name for value in graph.inputs)):
+        info = infos.get(tensor)
+        number = info.type.tensor_type.elem_type if info is not None else 0
+        found[tensor] = onnx.helper.tensor_dtype_to_np_dtype(number) if number else np.dtype(np.float32)
     return found
 
 

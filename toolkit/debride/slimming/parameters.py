@@ -42,6 +42,16 @@ def indices_of(node: Node, shape: Shape, parameters: Numbers) -> dict[int, npt.N
     return found
 
 
+def steps_of(node: Node, shape: Shape, parameters: Numbers) -> dict[int, int]:
+    """The step of a Slice along each axis that it cuts; 0 where that is computed."""
+    starts = _parameter(node, "starts", 1, parameters)[1] or ()
+    has_axes, axes = _parameter(node, "axes", 3, parameters)
+    has_steps, steps = _parameter(node, "steps", 4, parameters)
+    axes = list(range(len(starts))) if not has_axes else axes or []
+    steps = [1] * len(axes) if not has_steps else steps or [0] * len(axes)
+    return {axis % len(shape): step for axis, step in zip(axes, steps, strict=True)}
+
+
 def pads_of(node: Node, rank: int, parameters: Numbers) -> list[tuple[int, int]] | None:
     """(before, after) per axis of a Pad; None where they are computed (ONNX: Pad)."""
     _, pads = _parameter(node, "pads", 1, parameters)

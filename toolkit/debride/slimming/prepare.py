@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from debride.graph.ir import Graph, Node
+from debride.graph.numbers import whole
 from debride.slimming.observe import Observed
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -39,7 +41,7 @@ def prepared(graph: Graph, observed: Observed) -> Prepared:
     graph = _without_detours(graph)
     taken = {*observed.shapes, *graph.constants}
     names = {tensor: _fresh(f"{tensor}.folded", taken) for tensor in _numbers(graph, observed)}
-    values = {name: observed.values[tensor] for tensor, name in names.items()}
+    values = {name: observed.numbers[tensor].array for tensor, name in names.items()}
     shared, copies = _shared(graph), {}
     nodes = []
     for node in graph.nodes:
@@ -56,17 +58,42 @@ def prepared(graph: Graph, observed: Observed) -> Prepared:
         nodes.append(node if inputs == list(node.inputs) else replace(node, inputs=tuple(inputs)))
     small = {name: value for name, value in values.items() if name not in copies}
     return Prepared(
-        graph=replace(graph, nodes=tuple(nodes), constants=_Both(values, graph.constants)),
+        graph=_needed(replace(graph, nodes=tuple(nodes), constants=_Both(values, graph.constants))),
         observed=replace(
             observed,
             shapes={**observed.shapes, **{name: value.shape for name, value in values.items()}},
             dtypes={**observed.dtypes, **{name: value.dtype for name, value in values.items()}},
             varying={**observed.varying, **dict.fromkeys(values, frozenset())},
-            values={**observed.values, **small},
+            numbers={**observed.numbers, **{name: whole(value) for name, value in small.items()}},
         ),
         numbers=tuple(small),
         copies=copies,
     )
+
+
+def _needed(graph: Graph) -> Graph:
+    """`graph` without nodes that lead to no output, not even through what a subgraph reads."""
+    live = {value.name for value in graph.outputs}
+    kept = []
+    for node in reversed(graph.nodes):
+        if live.intersection(node.outputs):
+            kept.append(node)
+            live.update(node.inputs)
+            live.update(inner_reads(node))
+    return replace(graph, nodes=tuple(reversed(kept))) if len(kept) < len(graph.nodes) else graph
+
+
+def inner_reads(node: Node) -> set[str]:
+    """The tensors that the subgraphs of `node` (If, Loop, Scan) may read from outside."""
+    found: set[str] = set()
+    todo = [value for value in node.attributes.values() if isinstance(value, onnx.GraphProto)]
+    while todo:
+        graph = todo.pop()
+        found.update(value.name for value in graph.output)
+        for inner in graph.node:
+            found.update(name for name in inner.input if name)
+            todo.extend(attribute.g for attribute in inner.attribute if attribute.HasField("g"))
+    return found
 
 
 def _without_detours(graph: Graph) -> Graph:
@@ -94,7 +121,7 @@ def _numbers(graph: Graph, observed: Observed) -> list[str]:
     """Computed tensors of numbers that no batch changes, as far as something else than such a tensor needs them."""
     if observed.flexible:
         return []
-    numbers = set(observed.values) - set(graph.constants)
+    numbers = {name for name, found in observed.numbers.items() if found.whole} - set(graph.constants)
     kept = [node for node in graph.nodes if not all(t in numbers for t in node.outputs if t)]
     ends = {value.name for value in graph.outputs}
     return sorted(({tensor for node in kept for tensor in node.inputs} & numbers) - ends)
@@ -104,13 +131,15 @@ def _target(node: Node, observed: Observed) -> npt.NDArray[np.int64] | None:
     """The target of a Reshape, computed from shapes, as a constant in which the batch is what is left over."""
     if node.op != "Reshape" or node.domain or observed.flexible:
         return None
-    wanted, out = node.inputs[1], node.outputs[0]
-    if wanted in observed.values or wanted not in observed.derived or len(observed.varying.get(out, (0, 1))) > 1:
+    wanted, out = observed.numbers.get(node.inputs[1]), node.outputs[0]
+    if wanted is None or wanted.whole or np.count_nonzero(~wanted.known) > 1:
         return None
-    shape = observed.shapes[out]
-    if 0 in shape:
-        return None
-    return np.array([-1 if axis in observed.varying[out] else size for axis, size in enumerate(shape)], np.int64)
+    target = np.where(wanted.known, wanted.array, -1)
+    for axis in np.flatnonzero(wanted.known & (target == -1)):  # what was left over is not the batch
+        if axis in observed.varying[out]:
+            return None
+        target[axis] = observed.shapes[out][axis]
+    return target.astype(np.int64)
 
 
 def _shared(graph: Graph) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,9 @@ def _product(specs: Sequence[str], arrays: Sequence[Array], out: str) -> Array |
             rest = specs[1 - k].replace(letter, "")
             found = _weighed(arrays[k], rows)
             return np.asarray(np.einsum(f"{rest}->{out}", found)) if sorted(rest) == sorted(out) else None
-    if sum(array.size for array in arrays) > _MOST:
+    pairs = zip(specs, arrays, strict=True)
+    sizes = {letter: size for spec, array in pairs for letter, size in zip(spec, array.shape, strict=True)}
+    if prod(sizes.values()) > _MOST:
         return None
     spec = f"{specs[0]},{specs[1]}->{out}"
     live = [np.asarray(x != 0) for x in arrays]  # NaN counts as live

@@ -57,9 +57,10 @@ def _reshape(problem: Problem, node: Node) -> list[Change]:
     x, out = node.inputs[0], node.outputs[0]
     before, after = problem.axes.kept(x), problem.axes.kept(out)
     old = problem.observed.value(node.inputs[1])
+    if old is None:
+        return []
     numbers = []
-    for axis, size in enumerate(after):
-        entry = old[axis] if old is not None else -1 if axis in problem.observed.varying[out] else size
+    for axis, (entry, size) in enumerate(zip(old, after, strict=True)):
         copies = entry == 0 and not node.attributes.get("allowzero", 0) and before[axis] == size
         numbers.append(entry if entry == -1 or copies else size)
     return [] if numbers == old else [Change(position=1, numbers=tuple(numbers))]
@@ -92,7 +93,7 @@ def _slice(problem: Problem, node: Node) -> list[Change]:
     changed = False
     for place, (axis, indices) in enumerate(places.items()):
         kept = ~problem.axes.leaves(x, axis)
-        if not kept.all():
+        if not kept.all() and len(indices):
             first = int(kept[: indices[0]].sum())
             starts[place], ends[place] = first, first + int(kept[indices].sum())
             changed = True

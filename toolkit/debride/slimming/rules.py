@@ -23,7 +23,7 @@ def apply(problem: Problem, node: Node) -> None:
     if rule is None:
         name = f"{node.domain}.{node.op}" if node.domain else node.op
         problem.pin(node, f"bound by {name}, which is not taken apart")
-    elif not problem.axes.knows(*tensors):
+    elif not problem.axes.knows(*tensors) or any(0 in problem.shape(t) for t in tensors):
         problem.pin(node, "in a shape that is not known")
     else:
         rule(problem, node)

@@ -8,7 +8,7 @@ import numpy as np
 
 from debride.graph.ir import Node
 from debride.slimming.axes import mixed, unmixed
-from debride.slimming.parameters import indices_of, pads_of
+from debride.slimming.parameters import indices_of, pads_of, steps_of
 from debride.slimming.problem import Problem
 from debride.slimming.rules_pointwise import align, passing
 from debride.slimming.shuffles import Shuffle
@@ -23,7 +23,7 @@ def _reshape(problem: Problem, node: Node) -> None:
         return
     axes, x, out = problem.axes, node.inputs[0], node.outputs[0]
     problem.pin(node, _PARAMETER, slice(1, None))
-    if node.op == "Reshape" and problem.observed.flexible and problem.observed.value(node.inputs[1]) is None:
+    if node.op == "Reshape" and problem.observed.value(node.inputs[1]) is None:
         problem.pin(node, "laid out by a computed shape")
         return
     for mine, theirs in blocks(problem.shape(x), problem.shape(out)):
@@ -133,7 +133,8 @@ def _split(problem: Problem, node: Node) -> None:
 
 def _slice(problem: Problem, node: Node) -> None:
     axes, x, out = problem.axes, node.inputs[0], node.outputs[0]
-    places = indices_of(node, problem.shape(x), problem.numbers(node))
+    numbers = problem.numbers(node)
+    places, steps = indices_of(node, problem.shape(x), numbers), steps_of(node, problem.shape(x), numbers)
     problem.pin(node, _PARAMETER, slice(1, None))
     if places is None:
         problem.pin(node, "cut at computed bounds")
@@ -142,7 +143,7 @@ def _slice(problem: Problem, node: Node) -> None:
         indices = places.get(axis)
         if indices is None:
             axes.tie(x, axis, out, axis)
-        elif len(indices) == 0 or (len(indices) > 1 and indices[1] - indices[0] != 1):
+        elif len(indices) == 0 or steps[axis] != 1:
             axes.keep(x, axis, f"cut in steps by '{node.name}'")
             axes.keep(out, axis, f"cut in steps by '{node.name}'")
         else:

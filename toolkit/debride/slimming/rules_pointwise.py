@@ -48,7 +48,7 @@ def passing(problem: Problem, node: Node, held: Iterable[int], why: str) -> None
 
 def _per_channel(problem: Problem, node: Node) -> None:
     """BatchNormalization, InstanceNormalization: the parameters have an entry per channel (axis 1)."""
-    if any(node.outputs[1:]):
+    if any(node.outputs[1:]) or node.attributes.get("spatial", 1) == 0:
         problem.pin(node, "read in several ways")
         return
     spatial = range(2, problem.axes.rank(node.inputs[0]))

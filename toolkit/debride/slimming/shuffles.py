@@ -18,6 +18,7 @@ from debride.slimming.observe import Observed
 
 _LAYOUT = frozenset(("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"))
 _MOST = 2**24
+_LONGEST = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,7 +56,7 @@ def _from(first: Node, observed: Observed, index: Index) -> Shuffle | None:
     chain: list[str] = []
     node: Node | None = first
     moved = places
-    while node is not None and node.op in _LAYOUT and not node.domain:
+    while node is not None and node.op in _LAYOUT and not node.domain and len(chain) < _LONGEST:
         chain.append(node.name)
         out = node.outputs[0]
         if observed.shapes.get(out) is None or int(np.prod(observed.shapes[out])) != places.size:

@@ -8,6 +8,7 @@ import onnx
 import onnx.checker
 
 from debride.errors import DebrideError, ModelError
+from debride.graph.branches import resolved
 from debride.graph.hollow import check_model
 from debride.graph.ir import Graph
 from debride.graph.lend import lent
@@ -19,7 +20,8 @@ from debride.slimming.account import Account, account_of
 from debride.slimming.compare import Comparison, Feed, compared
 from debride.slimming.cost import latencies, macs, parameters
 from debride.slimming.edit import edited
-from debride.slimming.observe import Observed, observe, random_feeds
+from debride.slimming.noise import random_feeds
+from debride.slimming.observe import Observed, observe
 from debride.slimming.prepare import Prepared, prepared
 from debride.slimming.problem import Problem
 from debride.slimming.solve import solve
@@ -52,16 +54,17 @@ def slim(
 ) -> Slimmed:
     """Take the channels out of `model` without which its outputs are the same: zeroed, constant, or read by nobody.
 
-    Structure, names, opset and metadata stay; local functions are inlined. Outputs are compared on random inputs, and
-    on `images` (N, C, H, W in 0..1, encoded by `spec`) where given. A channel that cannot go stays, with the reason;
-    where the outputs differ by more than `TOLERANCE` of their spread, all stay. With `align`, a convolution whose width
-    is a multiple of it keeps a multiple: onnxruntime's fast convolutions on CPUs want multiples of 4.
+    Names, opset and metadata stay; local functions are inlined, and so are branches that shapes decide. Outputs are
+    compared on random inputs, and on `images` (N, C, H, W in 0..1, encoded by `spec`) where given. A channel that
+    cannot go stays, with the reason; where the outputs differ by more than `TOLERANCE` of their spread (and rounding),
+    all stay. With `align`, a convolution whose width is a multiple of it keeps a multiple: many CPUs are fast where it
+    is one of 4 or more.
 
     Raises:
         ModelError: onnxruntime cannot run the model, or its input size is open and `spec` does not say it.
     """
     runtime = runtime or Runtime()
-    proto = inlined(model.proto) if model.proto.functions else model.proto
+    proto = resolved(inlined(model.proto) if model.proto.functions else model.proto)
     name = model.path.name
     progress("slimming", 0, _STEPS, "channels")
     first = _solved(proto, spec, runtime, align, name)
@@ -111,7 +114,7 @@ def _proved(first: Pass, last: Pass, feed: Feed, runtime: Runtime, name: str) ->
         sessions = Session(old, runtime, name), Session(new, runtime, f"{name}, slimmed")
         found = compared(*sessions, first.graph, feed)
         limit = _HALF_TOLERANCE if first.halves else TOLERANCE
-        if found.difference > limit:
+        if found.beyond > limit:
             raise ModelError(f"the outputs would differ by {found.difference:.2g} of their spread (limit {limit:g})")
         return found, latencies(sessions, random_feeds(first.graph, feed.spec, 1, feed.seed))
 
