@@ -44,6 +44,7 @@ from debride.types import (
 from debride.verdict import compare, judged, shortfalls
 
 _GOOD = "the trigger no longer works and no new one stands out"
+_NOTHING_CUT = "nothing was cut, so nothing was slimmed; `debride slim` takes channels out that are zero already"
 _EXAMPLES = 12
 
 
@@ -246,6 +247,7 @@ def _unchanged(
         verdict="inconclusive" if detection.inconclusive else "clean",
         reason=_found(detection),
         before=evaluation,
+        warnings=(_NOTHING_CUT,) if settings.slim else (),
     )
     return replace(report, output=facts, after=evaluation if facts else None)
 

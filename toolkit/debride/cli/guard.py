@@ -84,6 +84,8 @@ def check_output(output: Path | None, model: Path, *, force: bool) -> None:
         raise UsageError(f"{output}: --output is the model itself; give another path")
     if output.is_dir() or not output.parent.is_dir():
         raise UsageError(f"{output}: {'is a folder' if output.is_dir() else 'its folder does not exist'}; give a file")
+    if not os.access(output.parent, os.W_OK):
+        raise UsageError(f"{output}: its folder may not be written to; give another --output")
     if output.exists() and not force:
         raise UsageError(f"{output} exists; give another --output, or --force to replace it")
 

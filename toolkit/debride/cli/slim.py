@@ -80,7 +80,7 @@ def slim(
     quiet: Annotated[bool, Option("--quiet", "-q", help="No progress on stderr.", rich_help_panel=OUTPUT)] = False,
     debug: Debug = False,
 ) -> None:
-    """Take dead channels out of a graph: smaller, faster, same outputs."""
+    """Take dead channels out of a graph: smaller, mostly faster, same outputs."""
     with guard(debug, (output,)):
         check_output(output, model, force=force)
         from debride.cli.progress import shown
@@ -215,7 +215,7 @@ def _said(slimming: Slimming) -> Iterator[tuple[str, str]]:
     elif slimming.dead:
         yield "Channels", f"{channels_sentence(slimming)}; the output is an unchanged copy"
     else:
-        yield "Channels", "no channel is dead, so the output is an unchanged copy: run debride sanitize first"
+        yield "Channels", "there is nothing to take out, so the output is an unchanged copy"
 
 
 def _json(written: Written) -> str:

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 import onnx
 
+from debride.errors import SurgeryError
 from debride.graph.write import write_model
 
 _MOST = 1 << 26
@@ -27,7 +28,13 @@ def lent(proto: onnx.ModelProto, *, shapes_of: Sequence[str] = ()) -> Iterator[b
         return
     with TemporaryDirectory(prefix="debride-") as folder:
         path = Path(folder, "model.onnx")
-        write_model(proto, path, limit=0)
+        try:
+            write_model(proto, path, limit=0)
+        except SurgeryError as error:
+            raise SurgeryError(
+                f"a model of this size is run from a file, and the temporary folder takes none ({error}); "
+                "set TMPDIR to a larger one"
+            ) from error
         if shapes_of:
             header = onnx.load(path, load_external_data=False)
             path.write_bytes(_talkative(header, shapes_of).SerializeToString())
