@@ -156,7 +156,7 @@ def test_help_fits_80_columns_and_tells_exit_codes_and_examples(command):
 def test_help_names_every_flag_of_sanitize():
     out = ended("sanitize", "--help", COLUMNS="80")[1]
     flags = "images per-class layout range mean std channels input-name output-name resize seed threads provider"
-    flags += " utility-budget group-budget target-asr time-budget output report slim force quiet format debug"
+    flags += " utility-budget group-budget target-asr time-budget output report slim align force quiet format debug"
     assert [flag for flag in flags.split() if not re.search(rf"--{flag}\b", out)] == []
 
 
