@@ -85,13 +85,7 @@ def load(source: Source, images_path: Path, settings: Settings) -> Loaded:
     fit, held_out = split(samples, settings.seed, _FIT)
     parity = _parity(model, resolved.spec, predict, fit.images[:64], settings)
     fit, held_out = labelled(fit, predict), labelled(held_out, predict)
-    if len({*_labels(fit), *_labels(held_out)}) < 2:
-        raise ImagesError(f"{images_path}: images of fewer than two classes were seen; give images of more classes")
-    if min(len(set(_labels(part))) for part in (fit, held_out)) < 2:
-        raise ImagesError(
-            f"{images_path}: of {len(fit)} images to fit and {len(held_out)} to check, one part shows a single class; "
-            "give two images of every class or more"
-        )
+    _check_classes(images_path, fit, held_out)
     observed = observe(model.working, model.graph, resolved.spec, runtime, source.origin.name)
     ranks = {tensor: len(shape) for tensor, shape in observed.shapes.items()}
     groups, refused = find_groups(model.graph, resolved.spec.output or model.graph.outputs[0].name, ranks)
@@ -145,6 +139,17 @@ def _read(path: Path, runtime: Runtime) -> Model:
 
 def _close(single: npt.NDArray[Any], together: npt.NDArray[Any]) -> bool:
     return bool(np.abs(single - together).max() <= _BATCH_TOLERANCE * (np.abs(single).max() + 1e-6))
+
+
+def _check_classes(images_path: Path, fit: Samples, held_out: Samples) -> None:
+    """Each part must show two classes, or no rate of it says anything."""
+    if len({*_labels(fit), *_labels(held_out)}) < 2:
+        raise ImagesError(f"{images_path}: images of fewer than two classes were seen; give images of more classes")
+    if min(len(set(_labels(part))) for part in (fit, held_out)) < 2:
+        raise ImagesError(
+            f"{images_path}: of {len(fit)} images to fit and {len(held_out)} to check, one part shows a single class; "
+            "give two images of every class or more"
+        )
 
 
 def labelled(samples: Samples, predict: Predict) -> Samples:
