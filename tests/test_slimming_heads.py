@@ -98,6 +98,7 @@ SPELLINGS = {
     "cast and dropped out": {"through": ("Cast", "Dropout", "Identity")},
     "batch first": {"start": "split"},
     "rows of all images": {"end": "flat"},
+    "shared out between places, heads second": {"turned": True, "softmax": 0},
     "opset 9": {"opset": 9},
     "opset 12": {"opset": 12},
     "opset 21": {"opset": 21},
@@ -110,6 +111,9 @@ OTHERS = {
     "heads before the batch": {"start": "heads first"},
     "softmax over heads": {"softmax": 0},
     "softmax over heads and all behind": {"softmax": 0, "opset": 12},
+    "softmax over heads that are second": {"turned": True, "softmax": 1},
+    "softmax from before the heads on": {"turned": True, "softmax": 0, "opset": 12},
+    "heads along two axes": {"start": "two axes"},
     "summed over heads": {"through": ("ReduceSum",)},
     "a size that is counted": {"leak": "shape"},
     "mixed by a layer": {"through": ("layer",)},
@@ -137,7 +141,9 @@ class _Maker:
         scores = b.op("MatMul", q, b.op("Transpose", k, perm=[0, 2, 1]))
         if self.get("mask"):
             scores = b.op("Add", scores, self.mask(scores))
+        scores = b.op("Transpose", scores, perm=[1, 0, 2]) if self.get("turned") else scores
         weights = b.op("Softmax", scores, axis=self.get("softmax", 2))
+        weights = b.op("Transpose", weights, perm=[1, 0, 2]) if self.get("turned") else weights
         out = b.op("MatMul", self.through(weights), v)
         self.leak(weights)
         y = b.op("MatMul", self.parted(out), b.const(o))
@@ -158,8 +164,10 @@ class _Maker:
         b = self.b
         if self.get("start") is None:
             return b.op("Transpose", b.op("Reshape", x, b.const(np.int64([LENGTH, -1, SIZE]))), perm=[1, 0, 2])
-        x = b.op("Reshape", x, b.const(np.int64([-1, LENGTH, self.heads, SIZE])))
-        x = b.op("Transpose", x, perm=[0, 2, 1, 3] if self.get("start") == "split" else [2, 0, 1, 3])
+        apart = [2, self.heads // 2] if self.get("start") == "two axes" else [self.heads]
+        x = b.op("Reshape", x, b.const(np.int64([-1, LENGTH, *apart, SIZE])))
+        orders = {"split": [0, 2, 1, 3], "heads first": [2, 0, 1, 3], "two axes": [0, 2, 3, 1, 4]}
+        x = b.op("Transpose", x, perm=orders[self.get("start")])
         return b.op("Reshape", x, b.const(np.int64([-1, LENGTH, SIZE])))
 
     def mask(self, scores):
@@ -196,7 +204,7 @@ class _Maker:
     def parted(self, x):
         b = self.b
         if self.get("start") is not None:
-            first = [-1, self.heads] if self.get("start") == "split" else [self.heads, -1]
+            first = [self.heads, -1] if self.get("start") == "heads first" else [-1, self.heads]
             x = b.op("Reshape", x, b.const(np.int64([*first, LENGTH, SIZE])))
             x = b.op("Transpose", x, perm=[0, 2, 1, 3] if first[0] == -1 else [1, 2, 0, 3])
             return b.op("Reshape", x, b.const(np.int64([-1, LENGTH, self.heads * SIZE])))
@@ -247,6 +255,13 @@ def test_what_does_not_go_head_by_head_is_no_group(tmp_path, name):
     assert look(proto, tmp_path)[0] == []
 
 
+def test_a_group_has_an_end(tmp_path):
+    """A file made to be looked at again and again from each of its nodes."""
+    through = ("Identity",) * 120
+    assert look(attention(projections(), through=through[:20]), tmp_path)[0]
+    assert look(attention(projections(), through=through), tmp_path)[0] == []
+
+
 def test_an_index_that_stays_holds_its_head_on_every_side(tmp_path):
     (heads,), observed = look(attention(projections()), tmp_path)
     axes = Axes(observed)
@@ -268,6 +283,7 @@ def test_what_is_zero_of_the_values_is_zero_of_the_result(tmp_path, name):
     (heads,), observed = look(attention(projections(), **SPELLINGS[name]), tmp_path)
     side, out = heads.inputs[2], heads.outs[0]
     dead = np.isin(np.arange(observed.shapes[side.tensor][side.axis]), [1] if side.step == 1 else [3, 4, 5, 7])
+    places = observed.shapes[side.tensor].index(LENGTH)
     value = np.full([1] * len(observed.shapes[side.tensor]), np.nan)
     value = np.where(_along(dead, side.axis, value.ndim), 0.0, value)
 
@@ -276,7 +292,12 @@ def test_what_is_zero_of_the_values_is_zero_of_the_result(tmp_path, name):
     zero = np.broadcast_to(found == 0, observed.shapes[out.tensor])
     assert np.array_equal(zero, np.broadcast_to(_along(dead, out.axis, zero.ndim), zero.shape))
     assert np.isnan(found[found != 0]).all()
-    # Zero queries make scores that are alike, not results that are zero.
+    assert known_heads(heads, next(interior(heads)), {side.tensor: value}.get, observed.shapes) is None
+    # Neither what is zero at one place alone,
+    part = np.full(observed.shapes[side.tensor], np.nan)
+    part[tuple(0 if a == places else slice(None) for a in range(part.ndim))] = 0
+    assert known_heads(heads, out.tensor, {side.tensor: part}.get, observed.shapes) is None
+    # nor zero queries, which make all scores alike.
     assert known_heads(heads, out.tensor, {heads.inputs[0].tensor: value}.get, observed.shapes) is None
 
 

@@ -30,6 +30,8 @@ _LAYOUT = frozenset(("Reshape", "Squeeze", "Unsqueeze"))
 _SHARES = frozenset(("Softmax", "LogSoftmax"))
 _KEEPS_ZERO = frozenset(("Abs", "Cast", "Dropout", "Erf", "Identity", "Neg", "Relu", "Sign", "Sqrt", "Tanh"))
 _MOST = 2**24
+_MOST_NODES = 100
+"""A group that is larger is none: an attention has a dozen, and each of its Reshapes may be looked at anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +122,7 @@ class _Search:
                 return None
             for node in (maker, *(reader for reader, _ in self._index.readers(tensor))):
                 merged = self._merged(node, count)
-                if merged is None or tensor not in merged:
+                if merged is None or tensor not in merged or len(nodes) > _MOST_NODES:
                     return None
                 nodes[node.name] = node
                 todo.extend(merged)
@@ -243,10 +245,12 @@ def parameters(heads: Heads) -> Iterator[str]:
 
 
 def known_heads(heads: Heads, out: str, value: Callable[[str], Array | None], shapes: Shapes) -> Array | None:
-    """What of `out`, one of `heads.outs`, is zero whatever the images: 0 there, NaN elsewhere; None if nothing is.
+    """What of `out` is zero whatever the images: 0 there, NaN elsewhere; None if nothing is, or if it is no end.
 
-    `value` tells what is known of the inputs and parameters.
+    `value` tells what is known of the inputs and parameters; both broadcast to the tensors' `shapes`.
     """
+    if all(side.tensor != out for side in heads.outs):
+        return None
     zero: dict[str, BoolArray] = {}
     for side in heads.inputs:
         known = value(side.tensor)
