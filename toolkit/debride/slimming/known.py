@@ -15,6 +15,7 @@ import numpy.typing as npt
 from debride.graph.ir import Graph, Node
 from debride.slimming import known_layers, known_moves
 from debride.slimming.compute import ELEMENTWISE, computed
+from debride.slimming.heads import Merged, known_heads
 from debride.slimming.observe import Observed
 
 Array = npt.NDArray[Any]
@@ -23,8 +24,8 @@ Array = npt.NDArray[Any]
 class Known:
     """The known values of a graph's tensors. A tensor of which nothing is known has none."""
 
-    def __init__(self, graph: Graph, observed: Observed) -> None:
-        self._observed = observed
+    def __init__(self, graph: Graph, observed: Observed, heads: Merged | None = None) -> None:
+        self._observed, self._heads = observed, heads or {}
         self._constants = graph.constants
         self._values: dict[str, Array] = {}
         for node in graph.nodes:
@@ -43,6 +44,9 @@ class Known:
         return tensor in self._constants
 
     def _outputs(self, node: Node, opset: int) -> tuple[Array | None, ...]:
+        if node.name in self._heads:
+            merged = self._heads[node.name]
+            return tuple(known_heads(merged, out, self.value, self._observed.shapes) for out in node.outputs)
         values = [self.value(t) if t else None for t in node.inputs]
         if all(v is None for v in values):
             return ()

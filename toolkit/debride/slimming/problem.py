@@ -11,6 +11,7 @@ import numpy.typing as npt
 from debride.graph.ir import Graph, Node
 from debride.graph.walk import Index
 from debride.slimming.axes import Axes
+from debride.slimming.heads import Merged
 from debride.slimming.known import Known
 from debride.slimming.observe import Observed
 from debride.slimming.shuffles import Shuffles
@@ -27,6 +28,7 @@ class Problem:
     axes: Axes
     index: Index
     shuffles: Shuffles
+    heads: Merged
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         """The shape of `tensor`, () for an omitted one."""

@@ -11,6 +11,7 @@ from debride.graph.ir import Graph, Node
 from debride.graph.walk import Index
 from debride.slimming.absorb import missing_carrier
 from debride.slimming.axes import Axes
+from debride.slimming.heads import find_heads, interior, parameters
 from debride.slimming.known import Known
 from debride.slimming.observe import Observed
 from debride.slimming.prepare import inner_reads
@@ -29,13 +30,16 @@ def solve(graph: Graph, observed: Observed, align: int = 1) -> Problem:
     convolution whose width is a multiple of `align` keeps a multiple of it.
     """
     index = Index(graph)
+    heads = find_heads(graph, observed, index)
+    shuffles = find_shuffles(graph, observed, index)
     problem = Problem(
         graph=graph,
         observed=observed,
-        known=Known(graph, observed),
+        known=Known(graph, observed, heads),
         axes=Axes(observed),
         index=index,
-        shuffles=find_shuffles(graph, observed, index),
+        shuffles={name: s for name, s in shuffles.items() if not heads.keys() & set(s.nodes)},
+        heads=heads,
     )
     _pin_ends(problem)
     settle = Settling(problem)
@@ -64,6 +68,10 @@ def _pin_ends(problem: Problem) -> None:
     for node in nodes:
         for tensor in inner_reads(node):
             axes.pin(tensor, f"read inside '{node.name}'")
+        if node.name in problem.heads:
+            merged = problem.heads[node.name]
+            for tensor in (*interior(merged), *parameters(merged)):
+                axes.pin(tensor, "laid out with the heads")
         if node.name in problem.shuffles:
             for tensor in (*node.inputs[1:], *node.outputs):
                 if tensor and tensor != problem.shuffles[node.name].out:
