@@ -231,14 +231,18 @@ def nudged(graph):
     bias.raw_data = array.tobytes()
 
 
-def test_a_difference_in_the_last_digits_is_told_and_refused_by_nobody(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("common", "limit"), [(0, TOLERANCE), (1000, 1e-2)])
+def test_a_difference_in_the_last_digits_is_told_and_refused_by_nobody(tmp_path, monkeypatch, common, limit):
     b = Builder(13)
     proto = classifier(b, b.op("Relu", layer(b, "x", 3, 4, [1])), 4)
-    assert slimmed(proto, tmp_path, {})[1].difference < TOLERANCE
+    bias = proto.graph.initializer[-1]
+    bias.raw_data = (numpy_helper.to_array(bias) + np.float32(common)).tobytes()
+    assert slimmed(proto, tmp_path, {})[1].difference < limit
     changed(monkeypatch, nudged)
     found = slim(zeroed(proto, tmp_path, {}), runtime=ONE)
-    assert found.facts.reason == ""
-    assert 0 < found.facts.difference < TOLERANCE
+    assert (found.facts.left, found.facts.reason) == (1, "")
+    assert 0 < found.facts.difference < limit
+    assert (found.facts.difference > TOLERANCE) == (common > 0)
 
 
 @pytest.mark.parametrize("ulps", [1, 4, 5, 40])
