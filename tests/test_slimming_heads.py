@@ -12,6 +12,7 @@ from architectures import network, shape_of
 from debride.graph.read import read_model
 from debride.graph.walk import Index
 from debride.sessions import Runtime
+from debride.slimming import slim
 from debride.slimming.axes import Axes
 from debride.slimming.heads import find_heads, hold_heads, interior, known_heads, parameters
 from debride.slimming.observe import observe
@@ -303,3 +304,33 @@ def test_what_is_zero_of_the_values_is_zero_of_the_result(tmp_path, name):
 
 def _along(mask, axis, rank):
     return mask.reshape([-1 if a == axis else 1 for a in range(rank)])
+
+
+@pytest.mark.parametrize(("exporter", "opset"), EXPORTS)
+@pytest.mark.parametrize(("kind", "first"), [("gelu", True), ("plain", False), ("mean", True)])
+def test_a_dead_head_leaves_all_of_pytorch_s_attention(tmp_path, exporter, opset, kind, first):
+    torch.manual_seed(0)
+    module = Attention(kind, first).eval()
+    layer = module.attend if module.make is None else module.make.self_attn
+    with torch.no_grad():
+        layer.in_proj_weight[28:32], layer.in_proj_bias[28:32] = 0, 0  # the values of the second head
+    path = tmp_path / "model.onnx"
+    path.write_bytes(export(module, (8, 12), exporter=exporter, opset=opset).SerializeToString())
+    model = read_model(path)
+    found = slim(model, runtime=Runtime(threads=1))
+    assert (found.facts.reason, found.facts.dead, found.facts.left, found.facts.stayed) == ("", 4, 4, ())
+    assert found.facts.channels == 12  # queries, keys and values
+    for batch in (1, 2, 5):
+        x = np.random.default_rng(batch).standard_normal((batch, 8, 12)).astype(np.float32)
+        np.testing.assert_allclose(run(found.proto, {"x": x})[0], run(model.proto, {"x": x})[0], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_a_dead_head_leaves_in_every_spelling(tmp_path, name):
+    proto = attention(projections(dead=[2]), **SPELLINGS[name])
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    found = slim(read_model(path), runtime=Runtime(threads=1))
+    assert (found.facts.reason, found.facts.channels) == ("", 3 * SIZE)
+    x = np.random.default_rng(0).standard_normal((4, LENGTH, WIDTH)).astype(np.float32)
+    np.testing.assert_allclose(run(found.proto, {"x": x})[0], run(proto, {"x": x})[0], rtol=0, atol=2e-6)

@@ -128,7 +128,20 @@ def _group_norm(node: Node, values: Values, shapes: Sequence[Shape]) -> Array | 
     return found
 
 
+def _attention(node: Node, values: Values, shapes: Sequence[Shape]) -> Array | None:
+    """Whatever the weights, a sum of values that are all zero is zero."""
+    value = values[2]
+    if (
+        value is None
+        or any(len(shape) != 4 or shape[1] != shapes[0][1] for shape in shapes[:3])
+        or any(node.inputs[4:])
+    ):
+        return None
+    return np.where((value == 0).all(axis=2, keepdims=True), 0.0, np.nan)
+
+
 RULES: dict[str, Callable[[Node, Values, Sequence[Shape]], Array | None]] = {
+    "Attention": _attention,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "MatMul": sum_of_products,

@@ -128,7 +128,25 @@ def _product(problem: Problem, node: Node) -> None:
         align(problem, node.inputs[2], node.outputs[0])
 
 
+def _attention(problem: Problem, node: Node) -> None:
+    """Attention on (N, heads, length, size): a head leaves in queries, keys, values and result at once."""
+    axes, out = problem.axes, node.outputs[0]
+    data, mask = node.inputs[:3], problem.shape(node.inputs[3]) if len(node.inputs) > 3 else ()
+    shapes = [problem.shape(t) for t in (*data, out)]
+    if any(len(shape) != 4 or shape[1] != shapes[0][1] for shape in shapes) or any(node.outputs[1:]):
+        problem.pin(node, "bound by Attention in a way that is not taken apart")
+        return
+    for tensor in (*data, out):
+        axes.tie(tensor, 1, out, 1)
+        for axis in (0, 2, 3):
+            axes.keep(tensor, axis, f"a place in '{node.name}'")
+    problem.pin(node, "a parameter", slice(3, None))
+    if any(node.inputs[4:]) or (len(mask) > 2 and mask[-3] != 1):
+        problem.pin(node, "bound by Attention with numbers for every head")
+
+
 RULES: dict[str, Callable[[Problem, Node], None]] = {
+    "Attention": _attention,
     "Conv": _conv,
     "ConvTranspose": _conv,
     **dict.fromkeys(("MatMul", "Gemm", "Einsum"), _product),
