@@ -25,7 +25,8 @@ _ELEMENTWISE = frozenset(("Abs", "Add", "And", "Cast", "Ceil", "Div", "Equal", "
 _ELEMENTWISE |= {"Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Round", "Sign", "Sqrt", "Sub"}
 _ELEMENTWISE |= {"Where", "Xor"}
 _WHOLE = frozenset(("ConstantOfShape", "CumSum", "GatherElements", "NonZero", "Pow", "Range", "ScatterElements"))
-_WHOLE |= {"ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "ScatterND", "Trilu"}
+_WHOLE |= {"ScatterND", "Trilu"}
+_REDUCTIONS = frozenset(("ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum"))
 _FAILURES = (RuntimeError, ValueError, TypeError, NotImplementedError, LookupError, AttributeError, ArithmeticError)
 
 
@@ -52,7 +53,7 @@ def shape_numbers(node: onnx.NodeProto, shape: Sequence[int]) -> Known | None:
     sizes = np.asarray(shape, np.int64).reshape(-1)
     known = sizes > 0
     if node.op_type == "Size":
-        return whole(np.asarray(prod(shape), np.int64)) if known.all() else None
+        return Known(array=np.asarray(prod(np.maximum(sizes, 1).tolist()), np.int64), known=np.asarray(known.all()))
     bounds = {attribute.name: int(attribute.i) for attribute in node.attribute}
     part = slice(bounds.get("start", 0), bounds.get("end"))
     return Known(array=np.maximum(sizes, 1)[part], known=known[part])
@@ -69,7 +70,7 @@ def computed(node: onnx.NodeProto, inputs: Sequence[Known | None], opsets: Seque
     if len(node.output) != 1 or node.domain not in ("", "ai.onnx") or not given:
         return None
     everything = all(value.whole for value in given)
-    if op not in _MOVES | _ELEMENTWISE and not (op in _WHOLE and everything):
+    if op not in _MOVES | _ELEMENTWISE | _REDUCTIONS and not (op in _WHOLE and everything):
         return None
     arrays = [None if value is None else value.array for value in inputs]
     array = _evaluated(node, arrays, opsets)
@@ -78,6 +79,8 @@ def computed(node: onnx.NodeProto, inputs: Sequence[Known | None], opsets: Seque
     if op in _ELEMENTWISE:
         masks = [np.broadcast_to(value.known, array.shape) for value in given]
         return Known(array=array, known=np.logical_and.reduce(masks))
+    if op in _REDUCTIONS:  # one number of them all is unknown with any of them
+        return Known(array=array, known=np.zeros(array.shape, np.bool_)) if array.size == 1 else None
     if op != "Concat" and not all(value.whole for value in given[1:]):
         return None
     for i, value in enumerate(inputs):

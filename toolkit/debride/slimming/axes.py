@@ -12,11 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from debride.slimming.observe import Observed
+from debride.slimming.observe import LONGEST, Observed
 from debride.types import BoolArray
-
-_LONGEST = 1 << 19
-"""A tensor with longer axes, which may cost onnxruntime nothing, is not looked at index by index."""
 
 States = npt.NDArray[np.int32]
 """Per index along one axis: 0 while it may leave, else the number of the reason why it stays."""
@@ -29,7 +26,7 @@ class Axes:
         self._states: dict[str, tuple[States, ...]] = {
             tensor: tuple(np.zeros(size, np.int32) for size in shape)
             for tensor, shape in observed.shapes.items()
-            if sum(shape) <= _LONGEST
+            if sum(shape) <= LONGEST
         }
         self._reasons: list[str] = [""]
         self._numbers: dict[str, int] = {"": 0}

@@ -29,7 +29,7 @@ class Known:
         self._constants = graph.constants
         self._values: dict[str, Array] = {}
         for node in graph.nodes:
-            if node.domain or not all(t in observed.shapes for t in (*filter(None, node.inputs), *node.outputs) if t):
+            if node.domain or not observed.usual(node):
                 continue
             for tensor, value in zip(node.outputs, self._outputs(node, graph.opset), strict=False):
                 if tensor and value is not None:

@@ -15,7 +15,7 @@ import onnx
 
 from debride.errors import ModelError
 from debride.graph.infer import value_infos
-from debride.graph.ir import Graph
+from debride.graph.ir import Graph, Node
 from debride.graph.lend import counted, lent
 from debride.graph.numbers import Known
 from debride.sessions import Runtime, Session
@@ -25,6 +25,8 @@ from debride.types import InputSpec
 
 BATCHES = (3, 2, 1)
 """Sizes of the batch on which shapes are taken, where the graph leaves it open."""
+LONGEST = 1 << 19
+"""A tensor with longer axes, which may cost onnxruntime nothing, is not looked at index by index."""
 _NO_TENSORS = frozenset(("If", "Loop", "Scan", "SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase"))
 _NO_TENSORS |= {"SplitToSequence", "SequenceMap", "Optional", "OptionalGetElement", "StringSplit"}
 """Operators that may make something else than a tensor, which has no shape to ask for."""
@@ -55,6 +57,15 @@ class Observed:
             tensor: tuple(None if axis in self.varying[tensor] else size for axis, size in enumerate(shape))
             for tensor, shape in self.shapes.items()
         }
+
+    def usual(self, node: Node) -> bool:
+        """Whether all that `node` reads and makes has a known shape, elements, and no axis of more than `LONGEST`.
+
+        A list of numbers may be empty: Resize's regions, or a Reshape's target where that is a single number.
+        """
+        ends = (*node.inputs[:1], *node.outputs)
+        shapes = [(t in ends, self.shapes.get(t, (0, 0))) for t in (*node.inputs, *node.outputs) if t]
+        return all(sum(shape) <= LONGEST and (0 not in shape or (shape == (0,) and not end)) for end, shape in shapes)
 
     def array(self, tensor: str) -> npt.NDArray[Any] | None:
         """The whole numbers in `tensor`, where no batch changes any."""

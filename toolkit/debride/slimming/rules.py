@@ -26,7 +26,7 @@ def apply(problem: Problem, node: Node) -> None:
     elif rule is None:
         name = f"{node.domain}.{node.op}" if node.domain else node.op
         problem.pin(node, f"bound by {name}, which is not taken apart")
-    elif not problem.axes.knows(*tensors) or any(0 in problem.shape(t) for t in tensors):
+    elif not problem.axes.knows(*tensors) or not problem.observed.usual(node):
         problem.pin(node, "in a shape that is not known")
     else:
         rule(problem, node)

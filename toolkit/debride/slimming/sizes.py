@@ -67,7 +67,7 @@ def sizes_of(
         elif all(not name or name in numbers for name in node.inputs):
             found = computed(makers[node.name], [numbers.get(name) for name in node.inputs], proto.opset_import)
         shape = shapes.get(node.outputs[0])
-        if found is None and not flexible and shape is not None and len(node.outputs) == 1 and prod(shape) <= SMALL:
+        if found is None and not flexible and shape is not None and len(node.outputs) == 1 and 0 < prod(shape) <= SMALL:
             # It follows from the batch in a way that is not worked out: what it is joined with may be known still.
             found = Known(array=np.ones(shape, np.int64), known=np.zeros(shape, np.bool_))
         if found is not None:

@@ -99,7 +99,8 @@ class Settling:
         axes.touched.clear()
         while todo:
             node = todo.pop(next(iter(todo)))
-            self._work += sum(sum(self._problem.shape(tensor)) for tensor in (*node.inputs, *node.outputs))
+            looked_at = filter(axes.knows, (*node.inputs, *node.outputs))
+            self._work += sum(sum(self._problem.shape(tensor)) for tensor in looked_at)
             if self._work > _MOST_WORK:
                 self._give_up()
                 return
