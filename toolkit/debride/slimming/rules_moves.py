@@ -98,11 +98,15 @@ def _concat(problem: Problem, node: Node) -> None:
     start = 0
     for tensor in node.inputs:
         size = axes.shape(tensor)[axis]
-        for other in range(axes.rank(out)):
-            if other != axis:
-                axes.tie(tensor, other, out, other)
+        _tie_others(problem, tensor, out, axis)
         _part(problem, tensor, out, axis, slice(start, start + size))
         start += size
+
+
+def _tie_others(problem: Problem, one: str, other: str, axis: int) -> None:
+    for place in range(problem.axes.rank(one)):
+        if place != axis:
+            problem.axes.tie(one, place, other, place)
 
 
 def _part(problem: Problem, part: str, whole: str, axis: int, place: slice) -> None:
@@ -124,9 +128,7 @@ def _split(problem: Problem, node: Node) -> None:
             problem.pin(node, "split with a part left unnamed")
             return
         size = axes.shape(out)[axis]
-        for other in range(axes.rank(x)):
-            if other != axis:
-                axes.tie(x, other, out, other)
+        _tie_others(problem, x, out, axis)
         _part(problem, out, x, axis, slice(start, start + size))
         start += size
 
