@@ -19,6 +19,8 @@ from debride.types import FloatArray, InputSpec
 
 _TINY = 1e-9
 _STEP = 32
+_USUAL = 2
+"""The first kinds of noise, as the model's convention wants images and in 0..1, tell how far outputs usually spread."""
 _ULPS = 4
 
 
@@ -66,17 +68,32 @@ def compared(before: Session, after: Session, graph: Graph, feed: Feed) -> Compa
         ModelError: a run fails, or an output of `after` has another shape or is not finite where `before`'s is.
     """
     names = [output.name for output in before.outputs]
-    differences = [(0.0, 0.0)]
-    for feeds in feed.batches(graph, before):
-        outputs = zip(names, before.run(feeds, names), after.run(feeds, names), strict=True)
-        differences += [difference_of(*output) for output in outputs]
+    differences, usual = [(0.0, 0.0)], dict.fromkeys(names, 0.0)
+    for number, feeds in enumerate(feed.batches(graph, before)):
+        for name, old, new in zip(names, before.run(feeds, names), after.run(feeds, names), strict=True):
+            if number < _USUAL:
+                usual[name] = max(usual[name], spread_of(old))
+            differences.append(difference_of(name, old, new, usual[name]))
     difference, beyond = (max(column) for column in zip(*differences, strict=True))
     images = 0 if feed.images is None or feed.spec is None else len(feed.images)
     return Comparison(difference=difference, beyond=beyond, images=images)
 
 
-def difference_of(name: str, old: npt.NDArray[Any], new: npt.NDArray[Any]) -> tuple[float, float]:
-    """The largest |new - old|, and what of it is beyond rounding, as shares of how far `old` strays from its means."""
+def spread_of(output: npt.NDArray[Any]) -> float:
+    """How far the values of `output` stray from each row's mean; 0 where they are no numbers."""
+    if output.dtype.kind not in "fiub" or not output.size:
+        return 0.0
+    rows = output.astype(np.float64).reshape(len(output) if output.ndim > 1 else 1, -1)
+    rows = np.where(np.isfinite(rows), rows, 0.0)
+    # Not the values' size: what all classes have in common would hide any difference.
+    return float(np.abs(rows - (rows.mean(axis=1, keepdims=True) if rows.shape[1] > 1 else 0.0)).max())
+
+
+def difference_of(name: str, old: npt.NDArray[Any], new: npt.NDArray[Any], usual: float = 0.0) -> tuple[float, float]:
+    """The largest |new - old|, and what of it is beyond rounding, as shares of the spread of `old`.
+
+    That is at least `usual`: on wild noise a sigmoid at the end saturates, and its last digits are all that is left.
+    """
     if old.shape != new.shape:
         raise ModelError(f"output '{name}' would have the shape {new.shape} instead of {old.shape}")
     if old.dtype.kind not in "fiub":
@@ -90,9 +107,7 @@ def difference_of(name: str, old: npt.NDArray[Any], new: npt.NDArray[Any]) -> tu
     if not finite.any():
         return 0.0, 0.0
     exact, found = np.where(finite, exact, 0.0), np.where(finite, found, 0.0)
-    # Not the values' size: what all classes have in common would hide any difference.
-    common = exact.mean(axis=1, keepdims=True) if exact.shape[1] > 1 else 0.0
-    spread = np.abs(exact - common).max() + _TINY
+    spread = max(spread_of(old), usual) + _TINY
     off = np.abs(found - exact)
     digits = np.spacing(np.abs(exact).max(axis=1, keepdims=True).astype(old.dtype)) if old.dtype.kind == "f" else 0.0
     return float(off.max() / spread), float(np.maximum(0.0, off - _ULPS * digits).max() / spread)
