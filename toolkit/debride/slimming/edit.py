@@ -14,6 +14,7 @@ from debride.graph.constants import Constants
 from debride.graph.hollow import give, hollow
 from debride.graph.ir import Node
 from debride.graph.parse import node_names
+from debride.graph.unread import reads_of
 from debride.slimming.absorb import carried, contributions
 from debride.slimming.groups import cut_groups, loses_unevenly
 from debride.slimming.prepare import Prepared
@@ -38,7 +39,8 @@ def edited(proto: onnx.ModelProto, problem: Problem, ready: Prepared) -> onnx.Mo
             give(stub, tensor)
     result = copy.proto
     nodes = dict(zip(node_names(result.graph.node), result.graph.node, strict=True))
-    idle = {tensor.name for tensor in proto.graph.initializer} - _reads(proto)
+    read = {*reads_of(proto.graph.node), *(value.name for value in proto.graph.output)}
+    idle = {tensor.name for tensor in proto.graph.initializer} - read
     _make_ready(result, nodes, problem, ready)
     changes = {node.name: rewritten(problem, node) for node in problem.graph.nodes}
     _cut_constants(result, problem, changing, uneven)
@@ -179,18 +181,6 @@ def _order_shuffles(proto: onnx.ModelProto, nodes: Nodes, problem: Problem) -> N
             proto.graph.node.remove(node)
 
 
-def _reads(proto: onnx.ModelProto) -> set[str]:
-    found: set[str] = set()
-    todo = [proto.graph]
-    while todo:
-        graph = todo.pop()
-        found.update(value.name for value in graph.output)
-        for node in graph.node:
-            found.update(node.input)
-            todo.extend(a.g for a in node.attribute if a.HasField("g"))
-    return found
-
-
 def _drop_unread(proto: onnx.ModelProto, idle: Iterable[str]) -> None:
     """Drop nodes that lead to no output, and constants that nobody reads but those that were `idle` from the start."""
     live = {value.name for value in proto.graph.output}
@@ -198,8 +188,7 @@ def _drop_unread(proto: onnx.ModelProto, idle: Iterable[str]) -> None:
     for node in reversed(proto.graph.node):
         if live.intersection(node.output):
             kept.append(node)
-            live.update(node.input)
-            live.update(_inner_reads(node))
+            live.update(reads_of([node]))
     if len(kept) < len(proto.graph.node):
         copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
         del proto.graph.node[:]
@@ -208,13 +197,6 @@ def _drop_unread(proto: onnx.ModelProto, idle: Iterable[str]) -> None:
     for listed in (proto.graph.initializer, proto.graph.input):
         for entry in [entry for entry in listed if entry.name in gone]:
             listed.remove(entry)
-
-
-def _inner_reads(node: onnx.NodeProto) -> set[str]:
-    part = onnx.ModelProto()
-    part.graph.node.extend(n for a in node.attribute if a.HasField("g") for n in a.g.node)
-    part.graph.output.extend(v for a in node.attribute if a.HasField("g") for v in a.g.output)
-    return _reads(part)
 
 
 def _correct_infos(proto: onnx.ModelProto, problem: Problem) -> None:

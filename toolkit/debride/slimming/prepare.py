@@ -18,6 +18,7 @@ import onnx
 
 from debride.graph.ir import Graph, Node
 from debride.graph.numbers import whole
+from debride.graph.unread import reads_of
 from debride.slimming.observe import Observed
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -85,15 +86,9 @@ def _needed(graph: Graph) -> Graph:
 
 def inner_reads(node: Node) -> set[str]:
     """The tensors that the subgraphs of `node` (If, Loop, Scan) may read from outside."""
-    found: set[str] = set()
-    todo = [value for value in node.attributes.values() if isinstance(value, onnx.GraphProto)]
-    while todo:
-        graph = todo.pop()
-        found.update(value.name for value in graph.output)
-        for inner in graph.node:
-            found.update(name for name in inner.input if name)
-            todo.extend(attribute.g for attribute in inner.attribute if attribute.HasField("g"))
-    return found
+    graphs = [value for value in node.attributes.values() if isinstance(value, onnx.GraphProto)]
+    ends = {value.name for graph in graphs for value in graph.output}
+    return ends.union(*(reads_of(graph.node) for graph in graphs)) - {""}
 
 
 def _without_detours(graph: Graph) -> Graph:
