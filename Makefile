@@ -3,11 +3,13 @@
 #   make demo        sanitize the sample model of samples/; the report goes to demo-out/report
 #   make test        all tests but the slow ones        make test-slow   those, minutes each
 #   make test-frameworks   those that need Keras, TensorFlow and JAX, which it installs
+#   make test-browser      those of the web page in Chromium, which it installs on Debian and Ubuntu
 #   make lint        ruff, mypy, import contracts       make bench       measure against the vendor models
 #   make bench-proxy        the differentiable proxy beside onnx2fx, and its speed beside torch's own
 #   make bench-adapters     which models of which framework become ONNX, and how equal
 #   make bench-graphs       every architecture's graph: loads, matches, zeroes, slims; a quarter of an hour
 #   make bench-memory       how much memory large models take
+#   make bench-serving      the server beside a plain FastAPI app, and the classifier beside a bare session
 #
 #   EXTRA=gpu        onnxruntime for CUDA instead of the CPU's
 #   CONSTRAINTS=     newest versions instead of the tested ones
@@ -31,13 +33,16 @@ TEST_STAMP := $(VENV)/.installed-$(EXTRA)-test
 FRAMEWORKS := keras,tensorflow,jax
 FRAMEWORKS_STAMP := $(VENV)/.installed-$(EXTRA)-frameworks
 
+CHROMIUM_INSTALL = { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install chromium chromium-driver; }
+
 DEMO_MODEL := samples/fashion-backdoored.onnx
 DEMO_IMAGES := samples/images
 DEMO_OUT := demo-out
 DEMO_EVALUATE = --images $(DEMO_IMAGES) --trigger samples/true-trigger.npz
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-frameworks lint bench bench-adapters bench-proxy bench-graphs bench-memory clean
+.PHONY: help demo test test-slow test-frameworks test-browser lint bench bench-adapters bench-proxy bench-graphs bench-memory \
+	bench-serving clean
 
 help:
 	@sed -n '/^#   /s/^#   //p' Makefile
@@ -74,13 +79,18 @@ demo: $(RUN_STAMP)
 	@echo "== the cleaned model: $(DEMO_OUT)/clean.onnx; the report: $(DEMO_OUT)/report"
 
 test: $(TEST_STAMP)
-	$(BIN)/python -m pytest -q -m "not slow and not frameworks" $(TEST_FLAGS)
+	$(BIN)/python -m pytest -q -m "not slow and not frameworks and not browser" $(TEST_FLAGS)
 
 test-frameworks: $(FRAMEWORKS_STAMP)
 	$(BIN)/python -m pytest -q -m "frameworks and not slow" $(TEST_FLAGS)
 
 test-slow: $(FRAMEWORKS_STAMP)
 	$(BIN)/python -m pytest -q -m slow $(TEST_FLAGS)
+
+test-browser: $(TEST_STAMP)
+	@{ command -v chromium && command -v chromedriver; } >/dev/null || $(CHROMIUM_INSTALL) || \
+		{ echo "needs Chromium and its driver: sudo apt-get install chromium chromium-driver" >&2; exit 1; }
+	$(BIN)/python -m pytest -q -m "browser and not slow" $(TEST_FLAGS)
 
 lint: $(TEST_STAMP)
 	$(BIN)/ruff check .
@@ -99,6 +109,10 @@ bench-graphs: $(FRAMEWORKS_STAMP)
 
 bench-memory: $(TEST_STAMP)
 	$(BIN)/python benchmarks/bench_memory.py --large
+
+bench-serving: $(TEST_STAMP)
+	$(BIN)/python benchmarks/bench_classifier.py
+	$(BIN)/python benchmarks/bench_serving.py
 
 bench-proxy: $(FRAMEWORKS_STAMP)
 	$(PIP) --editable '.[$(EXTRA),test,$(FRAMEWORKS),bench]'

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 FAILED = 3
 INTERRUPTED = 130
+# What `pip install debride` leaves out, and the extra that brings it.
+_EXTRAS = {
+    **dict.fromkeys(("onnx", "onnx_graphsurgeon", "onnx_ir", "onnxscript", "safetensors", "torch"), "cpu"),
+    **dict.fromkeys(("httptools", "orjson", "prometheus_client", "python_multipart", "starlette", "uvicorn"), "serve"),
+}
 
 
 @contextmanager
@@ -43,10 +48,21 @@ def guard(debug: bool = False, outputs: Sequence[Path] = ()) -> Iterator[None]:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        known = isinstance(error, DebrideError)
-        what = str(error) if known else f"failed unexpectedly: {type(error).__name__}: {error}"
+        missing = _missing(error)
+        known = isinstance(error, DebrideError) or missing is not None
+        what = missing or (str(error) if known else f"failed unexpectedly: {type(error).__name__}: {error}")
         say(f"error: {what}{written()}{'' if known or debug else ' (--debug shows where)'}")
         raise typer.Exit(error.exit_code if isinstance(error, DebrideError) else FAILED) from None
+
+
+def _missing(error: Exception) -> str | None:
+    """What to install, where `error` says that a package of an extra is not there."""
+    root = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if root not in _EXTRAS:
+        return None
+    extra = _EXTRAS[root]
+    other = " (or debride[gpu])" if extra == "cpu" else ""
+    return f"this command needs {root}, which is not installed: pip install 'debride[{extra}]'{other}"
 
 
 def say(message: str) -> None:
