@@ -1,0 +1,145 @@
+"""Samples, triggers and what detection and evaluation say of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import Literal, Protocol
+
+from .types_input import BoolArray, FloatArray, IntArray, frozen_array
+
+
+class Progress(Protocol):
+    """Told by a stage how far it is: `done` of `total` steps of `stage`, and a short remark."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Takes note; returns at once."""
+        ...
+
+
+def no_progress(stage: str, done: int, total: int, note: str = "") -> None:
+    """The `Progress` that says nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Samples:
+    """Clean images: `images` float32 (N, C, H, W) in 0..1, RGB or grey; `labels` int64 (N,) or None."""
+
+    images: FloatArray
+    labels: IntArray | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", frozen_array(self.images))
+        if self.labels is not None:
+            object.__setattr__(self, "labels", frozen_array(self.labels))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, rows: IntArray | BoolArray) -> Samples:
+        """The samples at `rows`, as a new value."""
+        return Samples(images=self.images[rows], labels=None if self.labels is None else self.labels[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """`hits` of `n`, with its Wilson score interval (Wilson 1927); `n` may be 0, then nothing is known."""
+
+    hits: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        """hits / n, NaN where n is 0."""
+        return self.hits / self.n if self.n else float("nan")
+
+    def interval(self, z: float = 1.959964) -> tuple[float, float]:
+        """The Wilson score interval at `z` standard errors (default 95 %), within 0..1."""
+        if not self.n:
+            return (0.0, 1.0)
+        p, n = self.hits / self.n, self.n
+        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        return (max(0.0, centre - half), min(1.0, centre + half))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trigger:
+    """A trigger that sends images to class `target`: `x -> (1 - mask) * x + mask * pattern`.
+
+    `mask` float32 (1, H, W) in 0..1, `pattern` float32 (C, H, W) in 0..1, `l1` the mask's sum in pixels, `success`
+    measured on images that the optimisation did not see (of other classes than `target`).
+    """
+
+    target: int
+    mask: FloatArray
+    pattern: FloatArray
+    l1: float
+    success: Rate
+    restarts: int = 1
+    steps: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mask", frozen_array(self.mask))
+        object.__setattr__(self, "pattern", frozen_array(self.pattern))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What detection says of one class: its smallest trigger, how far below the others it lies, and why (not)."""
+
+    trigger: Trigger
+    anomaly: float
+    suspect: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detection:
+    """One `Finding` per class, in class order; `inconclusive` holds the reason when the data cannot tell."""
+
+    findings: tuple[Finding, ...]
+    threshold: float
+    inconclusive: str = ""
+
+    @property
+    def suspects(self) -> tuple[int, ...]:
+        """Indices of the suspected target classes."""
+        return tuple(f.trigger.target for f in self.findings if f.suspect)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TriggerEvaluation:
+    """One trigger on held-out images of other classes: sent to the target, and still classified rightly.
+
+    `mistakes` are those of the same images that go to the target without any trigger.
+    """
+
+    target: int
+    asr: Rate
+    robust: Rate
+    mistakes: Rate = Rate(0, 0)
+
+    @property
+    def excess(self) -> float:
+        """The attack success rate beyond the mistakes; 0 where there is no image to try."""
+        natural = self.mistakes.value if self.mistakes.n else 0.0
+        return self.asr.value - natural if self.asr.n else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What onnxruntime says of a model on held-out images.
+
+    `kind` is "accuracy" where labels exist, else "agreement" (with the delivered model); robust accuracy likewise.
+    """
+
+    kind: Literal["accuracy", "agreement"]
+    clean: Rate
+    triggers: tuple[TriggerEvaluation, ...]
+
+    @property
+    def worst_asr(self) -> float:
+        """The largest attack success rate over the triggers; 0 where there is none to try."""
+        return max((t.asr.value for t in self.triggers if t.asr.n), default=0.0)
