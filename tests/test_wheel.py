@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-import sys
 import sysconfig
 import venv
 import zipfile
-from pathlib import Path
 
-import pytest
+from conftest import ROOTS
 
-ROOT = Path(__file__).parents[1]
-ROOTS = {"debride": ROOT / "toolkit", "debride_adapters": ROOT / "adapters"}
 IMPORT_ALL = """
 import importlib, sys
 home, *modules = sys.argv[1:]
@@ -24,6 +19,9 @@ for name in modules:
 """
 
 
+DATA = (ROOTS["debride"] / "debride/py.typed", *(ROOTS["debride"] / "debride/serve/http/static").glob("*"))
+
+
 def source_files() -> list[str]:
     """The Python files of both roots, as a wheel names them."""
     return sorted(
@@ -31,26 +29,12 @@ def source_files() -> list[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel built from a copy of the sources, so that no old build folder takes part and none is left."""
-    copy = tmp_path_factory.mktemp("sources")
-    for root in ROOTS.values():
-        shutil.copytree(root, copy / root.name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", ".*_cache"))
-    for name in ("setup.cfg", "pyproject.toml", "README.md"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, copy)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "dist", "."]
-    run = subprocess.run(command, check=False, cwd=copy, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stdout + run.stderr
-    (built,) = (copy / "dist").glob("*.whl")
-    return built
-
-
-def test_the_wheel_holds_every_module_the_type_marker_and_nothing_else(wheel):
+def test_the_wheel_holds_every_module_the_type_marker_the_page_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     packed = [name for name in names if ".dist-info/" not in name]
-    assert sorted(packed) == sorted([*source_files(), "debride/py.typed"])
+    assert sorted(packed) == sorted(
+        [*source_files(), *(path.relative_to(ROOTS["debride"]).as_posix() for path in DATA)]
+    )
 
 
 def test_the_wheel_declares_the_command_and_the_adapters(wheel):
