@@ -11,9 +11,11 @@ import typer
 from debride import __version__
 from debride.cli.convert import CONVERT_EPILOG, convert
 from debride.cli.evaluate import EVALUATE_EPILOG, evaluate
+from debride.cli.export import EXPORT_EPILOG, export
 from debride.cli.guard import guard
 from debride.cli.predict import PREDICT_EPILOG, predict
 from debride.cli.runs import SANITIZE_EPILOG, SCAN_EPILOG, sanitize, scan
+from debride.cli.serve import SERVE_EPILOG, serve
 from debride.cli.slim import SLIM_EPILOG, slim
 
 app = typer.Typer(
@@ -32,9 +34,11 @@ usage; 3 inconclusive, unsupported or failed; 130 interrupted.""",
 app.command(epilog=SCAN_EPILOG)(scan)
 app.command(epilog=SANITIZE_EPILOG)(sanitize)
 app.command(epilog=SLIM_EPILOG)(slim)
+app.command(epilog=EXPORT_EPILOG)(export)
 app.command(epilog=CONVERT_EPILOG)(convert)
 app.command(epilog=EVALUATE_EPILOG)(evaluate)
 app.command(epilog=PREDICT_EPILOG)(predict)
+app.command(epilog=SERVE_EPILOG)(serve)
 
 
 def _version(asked: bool) -> None:

@@ -1,0 +1,234 @@
+"""The models of a server: from what the command line names to classifiers that are known to run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from hmac import compare_digest
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from debride.errors import ModelError, UsageError
+from debride.serve.classifier import Classifier
+from debride.sessions import Runtime, Session
+from debride.spec import resolve_spec, sidecar_of
+from debride.specfile import SpecFlags
+
+from .batching import Plan
+from .errors import NotFound
+from .reports import ServedReport
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_VERSION = re.compile(r"0|[1-9][0-9]{0,8}")
+_HEX = re.compile(r"[0-9a-f]{64}")
+_PROBE = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """A model as the command line names it."""
+
+    name: str
+    version: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A model that is ready: `classifier` runs the bytes whose SHA-256 is `sha256`."""
+
+    name: str
+    version: str
+    path: Path
+    sha256: str
+    classifier: Classifier
+    plan: Plan
+    report: ServedReport | None = None
+
+    @property
+    def session(self) -> Session:
+        """The session that answers."""
+        return self.classifier.session
+
+
+class Models:
+    """The served models by name and version; the version asked for by no number is the highest."""
+
+    def __init__(self, served: Iterable[Served]) -> None:
+        found: dict[str, dict[str, Served]] = {}
+        for model in served:
+            found.setdefault(model.name, {})[model.version] = model
+        self._models: Mapping[str, Mapping[str, Served]] = MappingProxyType(
+            {name: MappingProxyType(dict(sorted(vs.items(), key=lambda v: int(v[0])))) for name, vs in found.items()}
+        )
+
+    def __iter__(self) -> Iterator[Served]:
+        return (model for versions in self._models.values() for model in versions.values())
+
+    def versions(self, name: str) -> tuple[str, ...]:
+        """All versions of the model, lowest first. Raises `NotFound`."""
+        return tuple(self._named(name))
+
+    def find(self, name: str, version: str | None = None) -> Served:
+        """The model. Raises `NotFound` naming what there is."""
+        versions = self._named(name)
+        if version is None:
+            return versions[self.versions(name)[-1]]
+        if version not in versions:
+            raise NotFound(f"model {name!r} has no version {version[:100]!r}; it has {', '.join(versions)}")
+        return versions[version]
+
+    def _named(self, name: str) -> Mapping[str, Served]:
+        if name not in self._models:
+            raise NotFound(f"there is no model {name[:100]!r}; there are {', '.join(self._models)}")
+        return self._models[name]
+
+
+def parse_named(text: str) -> Named:
+    """`PATH`, `NAME=PATH` or `NAME:VERSION=PATH`; the name is the file's stem and the version 1 where left out.
+
+    Raises `UsageError` where the name or the version cannot stand in an address.
+    """
+    label, equals, path = text.partition("=")
+    if not equals or Path(text).exists():
+        label, path = "", text
+    name, _, version = label.partition(":")
+    name, version = name or re.sub(r"[^A-Za-z0-9._-]", "-", Path(path).stem).lstrip(".-_"), version or "1"
+    if not _NAME.fullmatch(name) or not _VERSION.fullmatch(version):
+        raise UsageError(
+            f"{text}: {name!r} version {version!r} cannot be part of an address; write NAME=PATH or NAME:VERSION=PATH, "
+            "the name of letters, digits, dots, dashes and underscores, the version a number"
+        )
+    return Named(name=name, version=version, path=Path(path))
+
+
+def parse_all(texts: Sequence[str]) -> list[Named]:
+    """All of `texts`. Raises `UsageError` where two have the same name and version."""
+    models = [parse_named(text) for text in texts]
+    taken: dict[tuple[str, str], Named] = {}
+    for model in models:
+        other = taken.setdefault((model.name, model.version), model)
+        if other is not model:
+            raise UsageError(
+                f"{other.path} and {model.path} are both {model.name!r} version {model.version}; "
+                f"name them apart: {model.name}-2={model.path}, or {model.name}:2={model.path}"
+            )
+    return models
+
+
+def assigned(flag: str, texts: Sequence[str], models: Sequence[Named]) -> dict[tuple[str, str], str]:
+    """The values of a flag per model, each `VALUE` (of the only model), `NAME=VALUE` or `NAME:VERSION=VALUE`.
+
+    Raises `UsageError` where a value belongs to no model or to several, or where a model gets two.
+    """
+    found: dict[tuple[str, str], str] = {}
+    for text in texts:
+        label, equals, value = text.partition("=")
+        if not equals:
+            label, value = "", text
+        name, _, version = label.partition(":")
+        fits = [m for m in models if name in ("", m.name) and version in ("", m.version)]
+        if len(fits) != 1:
+            which = ", ".join(f"{m.name}:{m.version}" for m in models)
+            raise UsageError(f"{flag} {text!r} fits {len(fits)} models; write {flag} NAME:VERSION=..., one of {which}")
+        key = (fits[0].name, fits[0].version)
+        if key in found:
+            raise UsageError(f"{flag} is given twice for {key[0]} version {key[1]}; give it once")
+        found[key] = value
+    return found
+
+
+def check_pin(flag: str, value: str) -> str:
+    """`value` as a SHA-256 in lower-case hex. Raises `UsageError`."""
+    pin = value.strip().lower().removeprefix("sha256:")
+    if not _HEX.fullmatch(pin):
+        raise UsageError(f"{flag} {value!r} is no SHA-256; give its 64 hex digits, as report.json has them")
+    return pin
+
+
+def load(
+    named: Named,
+    *,
+    flags: SpecFlags,
+    runtime: Runtime,
+    max_batch: int,
+    pin: str | None = None,
+) -> Served:
+    """The model, read once, checked against `pin`, loaded from the very bytes that were hashed, and tried.
+
+    A pinned model is told by its own bytes alone: no side-car, and no external data. Raises `ModelError` where it is
+    not the file pinned, cannot be loaded or is no image classifier, `SpecError` where nothing says its input.
+    """
+    data = _read(named.path)
+    digest = sha256(data).hexdigest()
+    if pin is not None and not compare_digest(digest, pin):
+        raise ModelError(f"{named.path}: its sha256 is {digest}, not {pin}: this is not the file that was audited")
+    session = _session(named.path, data, runtime, pinned=pin is not None)
+    sidecar = None if pin is not None else sidecar_of(named.path)
+    spec = resolve_spec(session, flags=flags, sidecar=sidecar).spec
+    classifier = Classifier(session, spec=spec, batch=max_batch)
+    return Served(
+        name=named.name,
+        version=named.version,
+        path=named.path,
+        sha256=digest,
+        classifier=classifier,
+        plan=_plan(classifier),
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); give the path of an ONNX model") from error
+
+
+def _session(path: Path, data: bytes, runtime: Runtime, *, pinned: bool) -> Session:
+    try:
+        return Session(data, runtime, str(path))
+    except ModelError as error:
+        if pinned:
+            raise ModelError(
+                f"{error}; a pinned model must be whole in one file: a hash does not cover weights beside it"
+            ) from error
+    return Session(path, runtime, str(path))  # weights in files beside it
+
+
+def _plan(classifier: Classifier) -> Plan:
+    """Which outputs may be stacked: those whose rows stay the same in company, seen on random images."""
+    session, spec = classifier.session, classifier.spec
+    entry = next(i for i in session.inputs if i.name == spec.name)
+    fixed = entry.shape[0] or 0
+    names = [output.name for output in session.outputs]
+    if fixed == 1 or not classifier.splits:
+        return Plan(input=spec.name, fixed=fixed)
+    rng = np.random.default_rng(0)
+    size = (*spec.size, spec.depth)
+    images = rng.integers(0, 256, (fixed or _PROBE, *size), np.uint8)
+    rows = np.stack([classifier.prepare(image, "noise") for image in images])
+    together = session.run({spec.name: rows}, names)
+    fill = max(fixed, 1)
+    alone = [session.run({spec.name: np.repeat(row[None], fill, axis=0)}, names) for row in rows]
+    return Plan(
+        input=spec.name,
+        fixed=fixed,
+        stackable=frozenset(
+            name
+            for at, name in enumerate(names)
+            if together[at].ndim and len(together[at]) == len(rows)
+            and _same(together[at], np.stack([found[at][0] if found[at].ndim else found[at] for found in alone]))
+        ),
+    )  # fmt: skip
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether both are equal but for rounding, of which products of other shapes have their own."""
+    if one.shape != other.shape or one.dtype.kind not in "fiub":
+        return False
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    return bool(np.isfinite(a).all() and np.abs(a - b).max(initial=0) <= 1e-4 * max(np.ptp(a), 1e-6))
