@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from debride.errors import ImagesError
-from debride.images import check_labels, decode, draw_per_class, encode, load_images, resized, split
+from debride.framing import fitted
+from debride.images import check_labels, decode, draw_per_class, encode, load_images, split
 from debride.imagesize import image_size
 from debride.types import Samples
 from tiny import tiny_spec
@@ -138,11 +139,11 @@ def test_arbitrary_bytes_are_an_image_or_an_images_error(data, magic):
 
 
 def test_resizing_keeps_a_flat_image_flat_and_averages_when_shrinking():
-    flat = np.full((3, 6, 5), 0.25, np.float32)
-    assert resized(flat, (12, 3)).shape == (3, 12, 3)
-    np.testing.assert_allclose(resized(flat, (12, 3)), 0.25, atol=1e-6)
-    image = np.arange(16, dtype=np.float32).reshape(1, 4, 4) / 16
-    np.testing.assert_allclose(resized(image, (2, 2))[0, 0, 0], image[0, :2, :2].mean(), atol=1e-6)
+    flat = np.full((6, 5, 3), 0.25, np.float32)
+    assert fitted(flat, 3, (12, 3)).shape == (3, 12, 3)
+    np.testing.assert_allclose(fitted(flat, 3, (12, 3)), 0.25, atol=1e-6)
+    image = np.arange(16, dtype=np.float32).reshape(4, 4) / 16
+    np.testing.assert_allclose(fitted(image, 1, (2, 2))[0, 0, 0], image[:2, :2].mean(), atol=1e-6)
 
 
 # --- folders -----------------------------------------------------------------------------------------------------

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .errors import ImagesError
+from .framing import fitted
 from .npz import read_npz
-from .pixels import decode, decode_any, encode, in_depth, read_file, resized
+from .pixels import decode, encode, read_file, read_pixels
 from .types import FloatArray, IntArray, Samples, frozen_array
 
-__all__ = ["LoadedImages", "check_labels", "decode", "draw_per_class", "encode", "load_images", "resized", "split"]
+__all__ = ["LoadedImages", "check_labels", "decode", "draw_per_class", "encode", "load_images", "split"]
 
 MAX_VALUES = 1 << 28
 # Wider than what is decoded: a file in another image format is an error, not a file to skip in silence.
@@ -52,33 +55,40 @@ def load_images(
     size: tuple[int, int] | None = None,
     class_names: tuple[str, ...] = (),
     resize: bool = False,
+    short_side: int | None = None,
     limit: int = MAX_VALUES,
 ) -> LoadedImages:
     """Clean images from a folder of class folders, a folder of images (no labels), or an `.npz` with `x` and `y`.
 
     Labels of class folders: the number where all names are integers; the index in `class_names` where all are
     there; else the place in sorted order. Files of another depth are converted; another size is an error unless
-    `resize`. Hidden files are ignored. `limit` bounds the number of values (N*C*H*W).
+    `resize`, and then fitted as when serving, by `short_side` too (see `InputSpec`). Hidden files are ignored.
+    `limit` bounds the number of values (N*C*H*W).
 
     Raises `ImagesError` naming the file and the mend.
     """
+    wanted = _Wanted(depth=depth, size=size, resize=resize, short_side=short_side, limit=limit)
     if path.is_dir():
-        return _load_folder(path, depth, size, class_names, resize, limit)
+        return _load_folder(path, wanted, class_names)
     if not path.exists():
         raise ImagesError(f"{path}: no such file or folder; give a folder of images or an .npz with x and y")
     if path.suffix != ".npz":
         raise ImagesError(f"{path}: neither a folder nor an .npz; give a folder of images or an .npz with x and y")
-    return _load_npz(path, depth, size, resize, limit)
+    return _load_npz(path, wanted)
 
 
-def _load_folder(
-    root: Path,
-    depth: int | None,
-    size: tuple[int, int] | None,
-    class_names: tuple[str, ...],
-    resize: bool,
-    limit: int,
-) -> LoadedImages:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """What `load_images` is asked for; None: as the first image is."""
+
+    depth: int | None
+    size: tuple[int, int] | None
+    resize: bool
+    short_side: int | None
+    limit: int
+
+
+def _load_folder(root: Path, wanted: _Wanted, class_names: tuple[str, ...]) -> LoadedImages:
     folders, files = _entries(root, root)
     if folders and files:
         raise ImagesError(f"{files[0]}: lies beside class folders; move every image into a folder of its class")
@@ -91,7 +101,7 @@ def _load_folder(
         listed += [(file, label) for file in inside]
     if not listed:
         raise ImagesError(f"{root}: holds no image file ({', '.join(sorted(_SUFFIXES))}); give a folder with images")
-    images = _stack([file for file, _ in listed], depth, size, resize, limit)
+    images = _stack([file for file, _ in listed], wanted)
     return LoadedImages(
         images=images,
         labels=np.array([label for _, label in listed], np.int64) if folders else None,
@@ -125,40 +135,43 @@ def _folder_labels(folders: list[Path], class_names: tuple[str, ...]) -> tuple[l
     return list(range(len(names))), False
 
 
-def _stack(files: list[Path], depth: int | None, size: tuple[int, int] | None, resize: bool, limit: int) -> FloatArray:
+def _stack(files: list[Path], wanted: _Wanted) -> FloatArray:
     """All images in one array; depth and size, where None, are those of the first image."""
     stacked: FloatArray | None = None
     for row, file in enumerate(files):
-        image = decode_any(read_file(file), str(file))
+        pixels = read_pixels(read_file(file), str(file))
         if stacked is None:
-            depth, size = depth or image.shape[0], size or (image.shape[1], image.shape[2])
-            stacked = _allocate(len(files), depth, size, limit, file.parent)
-        stacked[row] = _fitted(in_depth(image, depth), str(file), size, resize)
+            stacked = _allocate(len(files), pixels, wanted, file.parent)
+        stacked[row] = _fitted(pixels, str(file), stacked, wanted)
     assert stacked is not None  # `files` is never empty
     return stacked
 
 
-def _allocate(n: int, depth: int, size: tuple[int, int], limit: int, source: Path) -> FloatArray:
-    if n * depth * size[0] * size[1] > limit:
-        raise ImagesError(f"{source}: {n} images of {size[0]}x{size[1]} exceed the limit of {limit} values; give fewer")
-    return np.empty((n, depth, *size), np.float32)
-
-
-def _fitted(image: FloatArray, name: str, size: tuple[int, int] | None, resize: bool) -> FloatArray:
-    found = (image.shape[1], image.shape[2])
-    if size is None or found == size:
-        return image
-    if not resize:
+def _allocate(n: int, first: npt.NDArray[Any], wanted: _Wanted, source: Path) -> FloatArray:
+    """Room for `n` images, of depth and size as `wanted`, else as the `first` has them."""
+    height, width = wanted.size or first.shape[:2]
+    depth = wanted.depth or (1 if first.ndim == 2 else first.shape[2])
+    if n * depth * height * width > wanted.limit:
         raise ImagesError(
-            f"{name}: is {found[0]}x{found[1]} (height x width) and {size[0]}x{size[1]} is wanted; "
+            f"{source}: {n} images of {height}x{width} exceed the limit of {wanted.limit} values; give fewer"
+        )
+    return np.empty((n, depth, height, width), np.float32)
+
+
+def _fitted(pixels: npt.NDArray[Any], name: str, stacked: FloatArray, wanted: _Wanted) -> FloatArray:
+    depth, height, width = stacked.shape[1:]
+    found = pixels.shape[:2]
+    if found != (height, width) and not wanted.resize:
+        raise ImagesError(
+            f"{name}: is {found[0]}x{found[1]} (height x width) and {height}x{width} is wanted; "
             "pass --resize to have images scaled"
         )
-    return resized(image, size)
+    return fitted(pixels, depth, (height, width), wanted.short_side, name)
 
 
-def _load_npz(path: Path, depth: int | None, size: tuple[int, int] | None, resize: bool, limit: int) -> LoadedImages:
+def _load_npz(path: Path, wanted: _Wanted) -> LoadedImages:
     # One byte a value in x, and labels that never weigh more than that again, headers aside.
-    arrays = read_npz(path, ("x", "y"), ImagesError, 2 * limit + 4096)
+    arrays = read_npz(path, ("x", "y"), ImagesError, 2 * wanted.limit + 4096)
     x, y = arrays.get("x"), arrays.get("y")
     if x is None:
         raise ImagesError(f"{path}: holds no array 'x'; save images as x, uint8 (N, H, W) or (N, H, W, 3)")
@@ -167,16 +180,14 @@ def _load_npz(path: Path, depth: int | None, size: tuple[int, int] | None, resiz
     if not x.size:
         raise ImagesError(f"{path}: x is empty ({x.shape}); give at least two images")
     x = x[..., None] if x.ndim == 3 else x
-    if depth is not None and x.shape[3] != depth:
-        shape = "(N, H, W), grey" if depth == 1 else "(N, H, W, 3), RGB"
-        raise ImagesError(f"{path}: x has {x.shape[3]} channels and the model wants {depth}; save x as {shape}")
+    if wanted.depth is not None and x.shape[3] != wanted.depth:
+        shape = "(N, H, W), grey" if wanted.depth == 1 else "(N, H, W, 3), RGB"
+        raise ImagesError(f"{path}: x has {x.shape[3]} channels and the model wants {wanted.depth}; save x as {shape}")
     if y is not None and (y.dtype.kind not in "iu" or y.shape != x.shape[:1]):
         raise ImagesError(f"{path}: y is {y.dtype} {y.shape}; want one integer per image, ({len(x)},)")
-    wanted = size or (x.shape[1], x.shape[2])
-    images = _allocate(len(x), x.shape[3], wanted, limit, path)
+    images = _allocate(len(x), x[0], wanted, path)
     for row, image in enumerate(x):
-        planes = np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float32) / np.float32(255)
-        images[row] = _fitted(planes, f"{path}: x", wanted, resize)
+        images[row] = _fitted(image, f"{path}: x", images, wanted)
     return LoadedImages(images=images, labels=None if y is None else y.astype(np.int64))
 
 

@@ -1,13 +1,18 @@
-"""An image's size from its first bytes, so that a decompression bomb is refused before it is decoded."""
+"""An image's size from its first bytes, so that a decompression bomb is refused before it is decoded; and its end."""
 
 from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
 
 from .errors import ImagesError
 
-_PNM = re.compile(rb"P[1-6](?:\s|#[^\n]*\n)+(\d{1,10})(?:\s|#[^\n]*\n)+(\d{1,10})\s")
+# As OpenCV reads it: a carriage return ends a comment too, and what follows a number at once is lost. Another reading
+# would let a file show us one size and OpenCV another.
+_PNM = re.compile(rb"P[1-6](?:\s|#[^\r\n]*[\r\n])+(\d{1,10})\s(?:\s|#[^\r\n]*[\r\n])*(\d{1,10})\s")
+_PNG_END = b"IEND\xaeB`\x82"
+_JPEG_END = b"\xff\xd9"
 
 
 def image_size(data: bytes, name: str) -> tuple[int, int]:
@@ -22,6 +27,21 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
     if size is None or min(size) < 1:
         raise ImagesError(f"{name}: no readable PNG, JPEG, BMP, WebP or PNM image; remove it or save it again as PNG")
     return size
+
+
+def check_whole(data: bytes, name: str) -> None:
+    """Raises `ImagesError` naming `name` where a PNG or JPEG lacks its end mark: it may decode, the rest left grey.
+
+    Bytes after the end are let be, as decoders do. The other formats state their length, which decoders heed.
+    """
+    whole = True
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        whole = _PNG_END in data
+    elif data[:2] == b"\xff\xd8":
+        # Not before the scan: a thumbnail among the segments has an end of its own.
+        whole = data.find(_JPEG_END, max((at for _, at in _segments(data)), default=0)) >= 0
+    if not whole:
+        raise ImagesError(f"{name}: ends before the image does; get the whole file, or save it again as PNG")
 
 
 def _parse(data: bytes) -> tuple[int, int] | None:
@@ -39,18 +59,24 @@ def _parse(data: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg(data: bytes) -> tuple[int, int] | None:
-    """The first frame header (SOFn) after the segments before it; ITU-T T.81, B.2."""
-    at = 2
-    while data[at] == 0xFF:
+    """The first frame header (SOFn) of the segments; ITU-T T.81, B.2."""
+    for marker, at in _segments(data):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", data, at + 3)
+            return height, width
+    return None
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """The markers of a JPEG up to the first scan's (SOS, 0xDA), and where the lengths that follow them lie."""
+    at, marker = 2, 0
+    while data[at] == 0xFF and marker != 0xDA:
         marker = data[at + 1]
         if marker == 0xFF:  # fill byte
             at += 1
             continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            return height, width
+        yield marker, at + 2
         at += 2 + int(struct.unpack_from(">H", data, at + 2)[0])
-    return None
 
 
 def _bmp(data: bytes) -> tuple[int, int]:

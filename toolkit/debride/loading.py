@@ -70,6 +70,7 @@ def load(source: Source, images_path: Path, settings: Settings) -> Loaded:
         size=declared.size,
         class_names=declared.class_names,
         resize=settings.resize,
+        short_side=declared.fields.short_side,
     )
     if declared.n_classes:
         check_labels(images, declared.n_classes, images_path)

@@ -1,15 +1,18 @@
-"""Pixels in 0..1 to a model's input, and image files to pixels (OpenCV)."""
+"""Image files to pixels (OpenCV), and pixels in 0..1 to a model's input."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from .errors import ImagesError
-from .imagesize import image_size
-from .types import FloatArray, InputSpec
+from .framing import fitted
+from .imagesize import check_whole, image_size
+from .types_input import FloatArray, InputSpec
 
 MAX_PIXELS = 1 << 26
 _MAX_FILE_BYTES = 256 << 20
@@ -30,50 +33,33 @@ def encode(images: FloatArray, spec: InputSpec) -> FloatArray:
     return np.ascontiguousarray(scaled.transpose(0, 2, 3, 1) if spec.layout == "NHWC" else scaled, dtype=np.float32)
 
 
-def decode(data: bytes, spec: InputSpec, name: str) -> FloatArray:
-    """An image file's bytes as float32 (C, H, W) in 0..1, grey or RGB as `spec` wants, at its own size.
+def read_pixels(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> npt.NDArray[Any]:
+    """An image file's bytes as uint8 or uint16, (H, W) or (H, W, 3), RGB, at its own size; may be a view.
 
-    EXIF orientation is honoured, alpha dropped, 8 and 16 bits scaled. Raises `ImagesError` naming `name` where the
-    bytes are no PNG, JPEG, BMP, WebP or PNM image, are broken, or hold more than `MAX_PIXELS` pixels.
+    EXIF orientation is honoured, alpha dropped (what is transparent shows the colour stored beneath), and of several
+    images the first is taken. Raises `ImagesError` naming `name` where the bytes are no PNG, JPEG, BMP, WebP or PNM
+    image, are broken or not whole, or where their header says more than `max_pixels` pixels.
     """
-    return in_depth(decode_any(data, name), spec.depth)
-
-
-def decode_any(data: bytes, name: str) -> FloatArray:
-    """As `decode`, with the depth that the file has: (1, H, W) or (3, H, W)."""
     height, width = image_size(data, name)
-    if height * width > MAX_PIXELS:
-        raise ImagesError(f"{name}: {width}x{height} pixels exceed the limit of {MAX_PIXELS}; scale it down first")
+    if height * width > max_pixels:
+        raise ImagesError(f"{name}: {width}x{height} pixels exceed the limit of {max_pixels}; scale it down first")
+    check_whole(data, name)
     try:
         # Not IMREAD_UNCHANGED: that one ignores the EXIF orientation.
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     except cv2.error:
         pixels = None
-    if pixels is None or pixels.dtype not in (np.uint8, np.uint16):
+    # Another size than the header's was refused for would be another reading of the file than ours.
+    if pixels is None or pixels.dtype not in (np.uint8, np.uint16) or {height, width} != set(pixels.shape[:2]):
         raise ImagesError(f"{name}: cannot be decoded as an image; is it truncated? Save it again as PNG")
-    scaled = pixels.astype(np.float32) / (255 if pixels.dtype == np.uint8 else 65535)
-    planes = scaled[None] if scaled.ndim == 2 else scaled[:, :, ::-1].transpose(2, 0, 1)
-    return np.ascontiguousarray(planes)
+    found: npt.NDArray[Any] = pixels if pixels.ndim == 2 else pixels[:, :, ::-1]
+    return found
 
 
-def in_depth(image: FloatArray, depth: int | None) -> FloatArray:
-    """`image` (1 or 3, H, W) with `depth` channels: grey repeated, colour weighted as in ITU-R BT.601."""
-    if depth is None or image.shape[0] == depth:
-        return image
-    if depth == 3:
-        return np.repeat(image, 3, axis=0)
-    weights = np.array([0.299, 0.587, 0.114], np.float32)
-    return np.tensordot(weights, image, axes=1)[None].astype(np.float32)
-
-
-def resized(image: FloatArray, size: tuple[int, int]) -> FloatArray:
-    """`image` (C, H, W) at `size` (height, width): area average when shrinking, else bilinear."""
-    if image.shape[1:] == size:
-        return image
-    smaller = size[0] <= image.shape[1] and size[1] <= image.shape[2]
-    flags = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
-    planes = [cv2.resize(np.ascontiguousarray(plane), size[::-1], interpolation=flags) for plane in image]
-    return np.clip(np.stack(planes), 0, 1).astype(np.float32)
+def decode(data: bytes, spec: InputSpec, name: str) -> FloatArray:
+    """`read_pixels` as float32 (C, H, W) in 0..1, grey or RGB as `spec` wants, at the image's own size."""
+    pixels = read_pixels(data, name)
+    return fitted(pixels, spec.depth, (pixels.shape[0], pixels.shape[1]))
 
 
 def read_file(file: Path) -> bytes:

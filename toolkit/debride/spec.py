@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import ModelError, SpecError
-from .measure import measure
 from .sessions import Session, TensorInfo, predictor
 from .specfile import (
     METADATA_KEY,
     SpecFlags,
+    check_framing,
     check_scaling,
     from_json,
     merged,
@@ -19,7 +20,10 @@ from .specfile import (
     sidecar_of,
     to_json,
 )
-from .types import InputSpec, Layout, Rate, Samples, SpecSource
+from .types_input import InputSpec, Layout, SpecSource
+
+if TYPE_CHECKING:
+    from .types import Samples
 
 __all__ = ["Declared", "Resolved", "SpecFlags", "declare", "from_json", "resolve_spec", "sidecar_of", "to_json"]
 
@@ -65,6 +69,7 @@ def declare(session: Session, *, flags: SpecFlags | None = None, sidecar: Path |
     output = _score_output(session, stated.output)
     layout = _layout(session, entry, stated.layout)
     depth, size = _depth_and_size(session, entry, layout, stated)
+    check_framing(size, stated.short_side, session.name)
     n_classes = output.shape[1] if len(output.shape) == 2 else None
     if stated.class_names and n_classes and len(stated.class_names) != n_classes:
         raise SpecError(f"{session.name}: {len(stated.class_names)} class_names are given for {n_classes} classes")
@@ -104,6 +109,8 @@ def resolve_spec(
             "a side-car MODEL.json, or clean images to measure it on"
         )
     else:
+        from .measure import measure  # serving never comes here, and its import is measured
+
         spec = measure(session, spec, samples, seed, channels_stated=declared.fields.channels is not None)
     return Resolved(spec=spec, warnings=_warnings(session, spec, samples))
 
@@ -189,6 +196,7 @@ def _drafted(session: Session, declared: Declared, samples: Samples | None) -> I
             f"{session.name}: the input's {'size' if depth else 'channels'} is dynamic; state it in the side-car"
         )
     fields = declared.fields
+    check_framing(size, fields.short_side, session.name)
     return InputSpec(
         name=declared.name,
         layout=declared.layout,
@@ -200,12 +208,15 @@ def _drafted(session: Session, declared: Declared, samples: Samples | None) -> I
         output=declared.output,
         class_names=declared.class_names,
         source=declared.source,
+        short_side=fields.short_side,
     )
 
 
 def _warnings(session: Session, spec: InputSpec, samples: Samples | None) -> tuple[str, ...]:
     if samples is None or samples.labels is None:
         return ()
+    from .types import Rate
+
     scores = predictor(session, spec)(samples.images)
     right = Rate(int((scores.argmax(axis=1) == samples.labels).sum()), len(samples))
     if right.interval()[0] > 1 / scores.shape[1]:

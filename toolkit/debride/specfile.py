@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .errors import SpecError
-from .types import Channels, InputSpec, Layout, SpecSource
+from .types_input import Channels, InputSpec, Layout, SpecSource
 
 METADATA_KEY = "debride.input_spec"
 MAX_SIDE = 1 << 14
@@ -23,7 +23,7 @@ _MAX_NAME = 1000
 class SpecFlags:
     """The fields of an `InputSpec` that somebody states: on the command line, in a side-car file, in metadata.
 
-    None is "not said". `name` and `output` are tensor names, `size` is (height, width).
+    None is "not said". `name` and `output` are tensor names, `size` is (height, width), `short_side` as in `InputSpec`.
     """
 
     name: str | None = None
@@ -35,6 +35,7 @@ class SpecFlags:
     std: tuple[float, ...] | None = None
     output: str | None = None
     class_names: tuple[str, ...] | None = None
+    short_side: int | None = None
 
     @property
     def scales(self) -> bool:
@@ -43,8 +44,11 @@ class SpecFlags:
 
 
 def to_json(spec: InputSpec) -> str:
-    """`spec` as the JSON object that `from_json` reads; without `source`, which depends on where it is found."""
-    stated = {key: value for key, value in asdict(spec).items() if key != "source"}
+    """`spec` as the JSON object that `from_json` reads; without `source`, which depends on where it is found.
+
+    `short_side` is left out where it is None: debride 0.1.0 refuses keys that it does not know.
+    """
+    stated = {key: value for key, value in asdict(spec).items() if key != "source" and value is not None}
     return json.dumps(stated, indent=2, allow_nan=False)
 
 
@@ -57,6 +61,7 @@ def from_json(text: str, where: str = "input spec", source: SpecSource = "side-c
         raise SpecError(f"{where}: {missing[0]!r} is missing; an input spec needs name, layout, channels and size")
     spec = InputSpec(**{**stated, "source": source})
     check_scaling(spec, where)
+    check_framing(spec.size, spec.short_side, where)
     return spec
 
 
@@ -127,6 +132,15 @@ def check_scaling(spec: InputSpec, where: str) -> None:
         )
 
 
+def check_framing(size: tuple[int, int] | None, short_side: int | None, where: str) -> None:
+    """Raises `SpecError` where `size` cannot be cut from every image whose short side is `short_side`."""
+    if size is not None and short_side is not None and short_side < max(size):
+        raise SpecError(
+            f"{where}: short_side {short_side} is less than the {size[0]}x{size[1]} pixels to cut from the scaled "
+            f"image; give {max(size)} or more"
+        )
+
+
 def merged(first: SpecFlags, then: SpecFlags) -> SpecFlags:
     """`first`, with what it does not say taken from `then`; range, mean and std are taken together."""
     values = {f.name: getattr(first, f.name) for f in fields(SpecFlags)}
@@ -172,6 +186,14 @@ def _size(value: Any) -> tuple[int, int]:
     return (value[0], value[1])
 
 
+def _short_side(value: Any) -> int | None:
+    if value is None:
+        return None
+    if type(value) is not int or not 1 <= value <= MAX_SIDE:
+        raise ValueError(f"must be a whole number in 1..{MAX_SIDE}")
+    return int(value)
+
+
 def _numbers(value: Any, lengths: tuple[int, ...]) -> tuple[float, ...]:
     numbers = value if isinstance(value, list) else [value]
     if len(numbers) not in lengths or any(type(v) not in (int, float) or not isfinite(v) for v in numbers):
@@ -199,4 +221,5 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "std": lambda value: _numbers(value, (0, 1, 3)),
     "output": _output,
     "class_names": _names,
+    "short_side": _short_side,
 }

@@ -34,6 +34,8 @@ class InputSpec:
 
     `mean` and `std` are in the units of `range`, one value or one per channel in the model's channel order; empty
     means none. `size` is (height, width). `output` names the tensor of class scores; `class_names` may be empty.
+    Images of another size are scaled straight to `size`; where `short_side` is given, their short side is scaled to it
+    and `size` is cut from the centre.
     """
 
     name: str
@@ -46,6 +48,7 @@ class InputSpec:
     output: str = ""
     class_names: tuple[str, ...] = ()
     source: SpecSource = "measured"
+    short_side: int | None = None
 
     @property
     def depth(self) -> int:

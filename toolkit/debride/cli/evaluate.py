@@ -98,6 +98,7 @@ def _judge(graph: Path, images: Path, request: Request, files: tuple[Path, ...],
         size=declared.size,
         class_names=declared.class_names,
         resize=request.resize,
+        short_side=declared.fields.short_side,
     )
     if declared.n_classes is not None:
         check_labels(loaded, declared.n_classes, images)

@@ -66,6 +66,16 @@ class Convention:
     range: Annotated[str | None, _said("LOW,HIGH", "What black and white become, as 0,1 or 0,255.")] = None
     mean: Annotated[str | None, _said("A,B,C", "Subtracted then, in units of the range; 1 or 3.")] = None
     std: Annotated[str | None, _said("A,B,C", "Divided by at last, in the same units; 1 or 3.")] = None
+    short_side: Annotated[
+        int | None,
+        Option(
+            min=1,
+            max=_LONGEST,
+            metavar="N",
+            help="Scale images so that the short side is N, then cut the centre out.",
+            rich_help_panel=CONVENTION,
+        ),
+    ] = None
     input_name: Annotated[str | None, _said("NAME", "The input that takes the images.")] = None
     output_name: Annotated[str | None, _said("NAME", "The output that gives the class scores.")] = None
 
@@ -81,6 +91,7 @@ class Convention:
             mean=None if self.mean is None else _numbers("--mean", self.mean, (1, 3)),
             std=None if self.std is None else _divisors(self.std),
             output=self.output_name,
+            short_side=self.short_side,
         )
 
 

@@ -165,6 +165,7 @@ def _compared_on(
         size=declared.size,
         class_names=declared.class_names,
         resize=request.resize,
+        short_side=declared.fields.short_side,
     )
     samples = loaded.samples()
     return resolve_spec(session, flags=flags, sidecar=sidecar, samples=samples).spec, samples.images

@@ -45,7 +45,12 @@ def measured(
     clean = []
     if images is not None:
         loaded = load_images(
-            images, depth=declared.depth, size=declared.size, class_names=declared.class_names, resize=resize
+            images,
+            depth=declared.depth,
+            size=declared.size,
+            class_names=declared.class_names,
+            resize=resize,
+            short_side=declared.fields.short_side,
         )
         spec = resolve_spec(session, flags=flags, sidecar=sidecar, samples=loaded.samples(), seed=seed).spec
         drawn = np.sort(rng.permutation(len(loaded.images))[:_IMAGES])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,97 +11,116 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ImagesError, ModelError
-from ..pixels import decode, in_depth, read_file, resized
-from ..sessions import Runtime, Session, predictor, probabilities
+from ..errors import ModelError
+from ..pixels import MAX_PIXELS
+from ..sessions import Runtime, Session
 from ..spec import resolve_spec, sidecar_of
-from ..types import FloatArray, InputSpec
-
-Image = str | Path | bytes | npt.NDArray[Any]
-"""A path, an image file's bytes, or an array (H, W) or (H, W, 1 or 3), RGB: uint8, or float in 0..1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """One class of one image: its name (its index as text where the model names none) and its probability."""
-
-    label: str
-    index: int
-    probability: float
+from ..types_input import FloatArray, InputSpec
+from .ahead import prepared
+from .probe import splits, try_out
+from .ranking import Prediction, checked, ranked, softmax
+from .rows import Image, RowMaker
 
 
 class Classifier:
-    """An ONNX classifier, ready to serve.
+    """An ONNX classifier, ready to serve; safe to call from several threads.
 
+    `model` is a path, the file's bytes, or a `Session` that is loaded already (`runtime` is then not looked at).
     `spec` says how pixels become the model's input; left out, it is read from the side-car `MODEL.json` beside a
-    `MODEL.onnx`, else from the model's metadata. Raises `ModelError` where the model cannot be loaded or is no image
-    classifier, `SpecError` where nothing states its input, `RuntimeMissingError` without onnxruntime.
+    `MODEL.onnx`, else from the model's metadata. The model is run on three images at once: whether it holds a softmax
+    is decided there, for good. Raises `ModelError` where the model cannot be loaded or run or is no image classifier,
+    `SpecError` where nothing states its input, `RuntimeMissingError` without onnxruntime.
     """
 
     def __init__(
         self,
-        model: Path | str | bytes,
+        model: Path | str | bytes | Session,
         *,
         spec: InputSpec | None = None,
         runtime: Runtime | None = None,
         batch: int = 32,
     ) -> None:
-        source = model if isinstance(model, bytes) else Path(model)
-        if isinstance(source, Path) and not source.is_file():
-            raise ModelError(f"{source}: no such file; give the path of an .onnx model")
-        self._session = Session(source, runtime, str(source) if isinstance(source, Path) else "model")
+        source = Path(model) if isinstance(model, str) else model
+        self.session = source if isinstance(source, Session) else _opened(source, runtime)
         if spec is None:
             sidecar = sidecar_of(source) if isinstance(source, Path) else None
-            spec = resolve_spec(self._session, sidecar=sidecar).spec
+            spec = resolve_spec(self.session, sidecar=sidecar).spec
         self.spec = spec
         self._batch = batch
-        self._predict = predictor(self._session, spec, batch=batch)
+        entry = self.session.input_named(spec.name)
+        self._fixed = (entry.shape[0] if entry.shape else None) or 0
+        self._rows = RowMaker(spec, entry.dtype)
+        self._run = self.session.runner(spec.name, spec.output or self.session.outputs[0].name)
+        self.n_classes, given = try_out(self._run, self._rows, spec, self._fixed or 1, self.session.name)
+        self.softmax = not given
+
+    n_classes: int
+    """K, the number of classes."""
+    softmax: bool
+    """Whether a softmax is applied to the scores: the graph has none."""
 
     @property
     def provider(self) -> str:
         """The execution provider that really runs."""
-        return self._session.provider
+        return self.session.provider
+
+    @cached_property
+    def splits(self) -> bool:
+        """Whether images may share a batch: each one's scores depend on it alone. Tried when first asked."""
+        return splits(self._run, self._rows, self.spec, self._fixed, self.session.name)
 
     def classify(self, images: Iterable[Image], top: int = 5) -> list[list[Prediction]]:
         """The `top` classes of every image, most probable first (ties by index).
 
-        Images of another size are scaled to the model's (area average down, bilinear up), grey and colour converted.
-        `images` may be a generator: it is consumed in small batches. Raises `ImagesError` naming the image.
+        Images of another size are scaled to the model's, or scaled and cut, as the spec says (area average down,
+        bilinear up), grey and colour converted. `images` may be a generator: it is consumed a few batches ahead at
+        most. Raises `ImagesError` naming the image, `ModelError` where the model gives no finite scores.
         """
-        prepared = (self._prepare(image, f"image {row}") for row, image in enumerate(images))
         found: list[list[Prediction]] = []
-        for batch in _batches(prepared, self._batch):
-            found += [self._best(row, top) for row in probabilities(self._predict(batch))]
+        rows = prepared(self.prepare, images, self._batch)
+        while batch := list(islice(rows, self._batch)):
+            found += self.ranked(self.scores(batch[0][None] if len(batch) == 1 else np.stack(batch)), top)
         return found
 
-    def _prepare(self, image: Image, name: str) -> FloatArray:
-        if isinstance(image, str | Path):
-            planes = decode(read_file(Path(image)), self.spec, str(image))
-        elif isinstance(image, bytes):
-            planes = decode(image, self.spec, name)
-        else:
-            planes = in_depth(_planes(image, name), self.spec.depth)
-        return resized(planes, self.spec.size)
+    def prepare(self, image: Image, name: str, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[Any]:
+        """One image as the model's input row, in its layout and dtype, without the batch axis.
 
-    def _best(self, row: FloatArray, top: int) -> list[Prediction]:
-        names = self.spec.class_names
-        order = np.argsort(-row, kind="stable")[: max(top, 0)]
-        return [Prediction(names[i] if i < len(names) else str(i), int(i), float(row[i])) for i in order]
+        Raises `ImagesError` naming it (a path by itself, anything else by `name`) where it cannot be used or has more
+        than `max_pixels` pixels.
+        """
+        return self._rows.row(image, name, max_pixels)
+
+    def scores(self, rows: npt.NDArray[Any]) -> FloatArray:
+        """Scores float32 (N, K), as the graph gives them, of `prepare`d rows (N >= 1, ...).
+
+        They run together, or one by one where the model does not split batches; where its batch is fixed, the last is
+        padded with repeats. Raises `ModelError` where scores have another shape or are not finite.
+        """
+        n = len(rows)
+        step = 1 if n > 1 and not self.splits else self._fixed or n
+        if step >= n and not self._fixed:
+            return checked(self._run(rows), n, self.session.name)
+        return np.concatenate([self._padded(rows[start : start + step]) for start in range(0, n, step)])
+
+    def probabilities(self, scores: FloatArray) -> FloatArray:
+        """Class probabilities float32 (N, K) of the graph's scores: softmaxed unless the graph did it."""
+        return softmax(scores) if self.softmax else np.maximum(scores, 0)
+
+    def ranked(self, scores: npt.NDArray[Any], top: int) -> list[list[Prediction]]:
+        """The `top` classes of each row of scores (N, K), as `classify` gives them.
+
+        Raises `ModelError` where `scores` are not finite or not (N, K).
+        """
+        usable = checked(scores, len(scores) if scores.ndim else 0, self.session.name)
+        return ranked(self.probabilities(usable), top, self.spec.class_names)
+
+    def _padded(self, rows: npt.NDArray[Any]) -> FloatArray:
+        n, size = len(rows), self._fixed or len(rows)
+        full = rows if n == size else np.concatenate([rows, np.repeat(rows[-1:], size - n, axis=0)])
+        return checked(self._run(full), size, self.session.name)[:n]
 
 
-def _batches(images: Iterator[FloatArray], size: int) -> Iterator[FloatArray]:
-    while chunk := list(islice(images, size)):
-        yield np.stack(chunk)
-
-
-def _planes(image: npt.NDArray[Any], name: str) -> FloatArray:
-    """An array as float32 (C, H, W) in 0..1."""
-    pixels = image[..., None] if image.ndim == 2 else image
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or not pixels.size:
-        raise ImagesError(f"{name}: an array of shape {image.shape}; want (H, W) or (H, W, 1 or 3), RGB")
-    if pixels.dtype == np.uint8:
-        pixels = pixels.astype(np.float32) / np.float32(255)
-    elif pixels.dtype.kind != "f" or not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
-        raise ImagesError(f"{name}: {image.dtype} values outside what is understood; give uint8, or float in 0..1")
-    planes: FloatArray = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
-    return planes
+def _opened(source: Path | bytes, runtime: Runtime | None) -> Session:
+    if isinstance(source, Path) and not source.is_file():
+        raise ModelError(f"{source}: no such file; give the path of an .onnx model")
+    return Session(source, runtime, str(source) if isinstance(source, Path) else "model")
