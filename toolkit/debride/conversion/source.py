@@ -35,8 +35,8 @@ class Source:
 
 
 def is_onnx(path: Path) -> bool:
-    """Whether `path` is taken for an ONNX file, which needs no adapter to be read."""
-    return path.suffix.lower() == ".onnx"
+    """Whether `path` is taken for an ONNX file, or one in ORT format, which onnxruntime runs: neither is converted."""
+    return path.suffix.lower() in (".onnx", ".ort")
 
 
 @contextmanager

@@ -38,6 +38,8 @@ _MESSAGE = 2**31 - 1
 """The most that one protobuf message can hold."""
 OPSETS = range(7, 24)
 _OLDEST_IR = 3
+_ORT = b"ORTM"
+"""The identifier of onnxruntime's own format, a flatbuffer's."""
 _MAX_NODES = 1_000_000
 
 
@@ -82,6 +84,8 @@ def read_model(path: str | Path, *, max_bytes: int = MAX_BYTES, free: bool = Tru
 
 def model_of(data: bytes, path: Path, *, max_bytes: int = MAX_BYTES, free: bool = True) -> Model:
     """As `read_model`, of a file's bytes; `path` names it in messages, and external data lie beside it."""
+    if data[4:8] == _ORT:
+        raise ModelError(f"{path}: in ORT format, which can only be run; give the .onnx file that it was made from")
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
