@@ -10,6 +10,7 @@ from debride.sessions import TensorInfo
 from . import openapi_samples as samples
 from .openapi_operations import JSON, Operation, answer, json_answer, operation, with_samples
 from .openapi_schemas import SCHEMAS, Schema, ref
+from .pages import static_files
 
 BYTES, HTML = "application/octet-stream", "text/html"
 _LENGTH = "Inference-Header-Content-Length"
@@ -73,12 +74,22 @@ def document(models: Sequence[Described], *, token: bool, version: str) -> dict[
         "servers": [{"url": "."}],
         "tags": [{"name": name, "description": text} for name, text in _TAGS.items()],
         "paths": paths,
-        "components": {"schemas": SCHEMAS},
+        "components": {"schemas": SCHEMAS, **_examples(models)},
     }
     if token:
         found["components"] = {**found["components"], "securitySchemes": {"bearer": _BEARER}}
         found["security"] = [{"bearer": []}]
     return found
+
+
+def _examples(models: Sequence[Described]) -> dict[str, Any]:
+    values = samples.infer_values(_first(models).session.inputs)
+    return {} if values is None else {"examples": {"Infer": {"summary": "Every value the same", "value": values}}}
+
+
+def _first(models: Sequence[Described]) -> Described:
+    """The model of the examples: the highest version of the first name, since it answers where none is named."""
+    return max((model for model in models if model.name == models[0].name), key=lambda model: int(model.version))
 
 
 _BEARER = {"type": "http", "scheme": "bearer", "description": "The token that the server was started with."}
@@ -200,11 +211,11 @@ def _infer(home: str, model: Described, end: str, of: str, token: bool) -> Opera
     found["parameters"] = [
         {"name": _LENGTH, "in": "header", "description": "Bytes of JSON before binary data.", "schema": length}
     ]
-    found["requestBody"] = {
-        "required": True,
-        "content": {JSON: {"schema": ref("InferRequest")}, BYTES: binary},
-    }
     path, inputs = f"{home}/infer", model.session.inputs
+    given: Schema = {"schema": ref("InferRequest")}
+    if samples.infer_values(inputs) is not None:
+        given["examples"] = {"values": {"$ref": "#/components/examples/Infer"}}
+    found["requestBody"] = {"required": True, "content": {JSON: given, BYTES: binary}}
     return with_samples(
         found,
         JSON=samples.infer_json(path, inputs, token=token),
@@ -236,5 +247,6 @@ def _pages() -> dict[str, Any]:
     kinds = ("text/css", "text/javascript", "image/svg+xml")
     files = {200: answer({kind: {"schema": {"type": "string"}} for kind in kinds})}
     found = operation("Pages", "static", "A file of these pages", files, errors=(404,), free=True)
-    found["parameters"] = [{"name": "file", "in": "path", "required": True, "schema": {"type": "string"}}]
+    names = {"type": "string", "enum": sorted(name for name in static_files() if not name.endswith(".html"))}
+    found["parameters"] = [{"name": "file", "in": "path", "required": True, "schema": names}]
     return {**paths, "/static/{file}": {"get": found}}

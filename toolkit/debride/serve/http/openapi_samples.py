@@ -15,6 +15,7 @@ from debride.sessions import TensorInfo
 
 from .datatypes import DATATYPES
 
+_MOST_VALUES = 4096
 _HEADER = "Inference-Header-Content-Length"
 
 
@@ -33,9 +34,23 @@ def form(path: str, *, token: bool) -> str:
     return _curl(path, token, "-F image=@photo.png")
 
 
+def infer_values(inputs: Sequence[TensorInfo]) -> dict[str, Any] | None:
+    """A request with every input filled with one value; None where that would be long, or has no JSON form."""
+    sizes = [prod(_shape(info)) for info in inputs]
+    if not _in_json(inputs) or sum(sizes) > _MOST_VALUES:
+        return None
+    values = {"f": 0.5, "b": True}
+    return {
+        "inputs": [
+            {**_entry(info), "data": [values.get(info.dtype.kind, 1)] * size}
+            for info, size in zip(inputs, sizes, strict=True)
+        ]
+    }
+
+
 def infer_json(path: str, inputs: Sequence[TensorInfo], *, token: bool) -> str | None:
     """Every input filled with one value, as JSON; None where a datatype has no JSON form."""
-    if not all(info.dtype in DATATYPES and DATATYPES[info.dtype].in_json for info in inputs):
+    if not _in_json(inputs):
         return None
     pieces = []
     for place, info in enumerate(inputs):
@@ -62,6 +77,10 @@ def infer_binary(path: str, inputs: Sequence[TensorInfo], *, token: bool) -> str
 def _curl(path: str, token: bool, more: str = "") -> str:
     parts = ["curl", *(['-H "Authorization: Bearer $TOKEN"'] if token else []), *([more] if more else [])]
     return " ".join([*parts, f'"$URL{path}"'])
+
+
+def _in_json(inputs: Sequence[TensorInfo]) -> bool:
+    return all(info.dtype in DATATYPES and DATATYPES[info.dtype].in_json for info in inputs)
 
 
 def _entry(info: TensorInfo) -> dict[str, Any]:
