@@ -43,13 +43,15 @@ class Runtime:
 
     Empty `providers` asks for CUDA, then the CPU, as far as the installed onnxruntime offers them. Without `optimised`,
     nodes run as they are written: onnxruntime rounds elsewhere where it has fused those of a quantised model. `thrifty`
-    sessions forget tensors early where a graph has many outputs.
+    sessions forget tensors early where a graph has many outputs. Threads `spin` while they wait for more work, which is
+    quicker and takes their cores from whoever else would use them.
     """
 
     threads: int = 0
     providers: tuple[str, ...] = ()
     optimised: bool = True
     thrifty: bool = False
+    spin: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +207,7 @@ def _session_options(runtime: Runtime) -> Any:
     options.use_deterministic_compute = True
     # Denormal activations are slow, and the proxy flushes them too.
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if runtime.spin else "0")
     options.log_severity_level = 3
     return options
 

@@ -154,7 +154,8 @@ def _load(
 
     pinned = {key: check_pin("--sha256", pin) for key, pin in assigned("--sha256", pins, named).items()}
     given = assigned("--report", reports, named)
-    flags, runtime, found = convention.flags(), resources.runtime(), []
+    # Cores that spin between two batches are missing where requests are read and answered.
+    flags, runtime, found = convention.flags(), replace(resources.runtime(), spin=False), []
     for model in named:
         key = (model.name, model.version)
         served = load(model, flags=flags, runtime=runtime, max_batch=settings.max_batch, pin=pinned.get(key))

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Mapping
 from hmac import compare_digest
+from itertools import count
 from secrets import token_hex
 from time import perf_counter
 from typing import Any
@@ -22,6 +23,8 @@ from .settings import ServeSettings
 
 _OPEN = frozenset({"/", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready"})
 _ID = re.compile(rb"[A-Za-z0-9._:-]{1,100}")
+# One draw for all: asking the kernel for each would hand the interpreter over to the models' threads every time.
+_RUN, _COUNT = token_hex(6), count(1)
 _INTERNAL = "internal error; the server's log tells more under this answer's X-Request-ID"
 
 
@@ -100,7 +103,7 @@ class _Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         given = self.headers.get(b"x-request-id", b"")
-        self.id = given.decode() if _ID.fullmatch(given) else token_hex(8)
+        self.id = given.decode() if _ID.fullmatch(given) else f"{_RUN}-{next(_COUNT)}"
         self.status = 0
         self.error: str | None = None
         # A request without a body has arrived with its head.

@@ -30,6 +30,7 @@ class Metrics:
         self._queued = _histogram("debride_queue_seconds", "Wait of a batch's oldest row.", of, self.registry)
         self._waiting = Gauge("debride_queue_rows", "Rows that wait.", of, registry=self.registry)
         info = (*of, "sha256", "provider")
+        self._children: dict[tuple[str, str, str, int], tuple[Counter, Histogram]] = {}
         self._models = Gauge("debride_model_info", "Served models; always 1.", info, registry=self.registry)
         Gauge("debride_info", "Always 1.", ("version",), registry=self.registry).labels(__version__).set(1)
 
@@ -42,8 +43,13 @@ class Metrics:
 
     def answered(self, route: str, model: str, version: str, status: int, seconds: float) -> None:
         """One request was answered."""
-        self._requests.labels(route, model, version, str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
+        key = (route, model, version, status)
+        found = self._children.get(key)
+        if found is None:
+            found = self._requests.labels(route, model, version, str(status)), self._seconds.labels(route)
+            self._children[key] = found
+        found[0].inc()
+        found[1].observe(seconds)
 
     def text(self) -> bytes:
         """All of it in Prometheus' text format."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -162,7 +161,7 @@ class Api:
             {
                 "model_name": served.name,
                 "model_version": served.version,
-                "predictions": [asdict(prediction) for prediction in best],
+                "predictions": [{"label": p.label, "index": p.index, "probability": p.probability} for p in best],
             }
         )
 
