@@ -123,10 +123,7 @@ def _models(token: bool) -> Operation:
 
 
 def _model_paths(root: str, models: Sequence[Described], token: bool, *, versioned: bool) -> dict[str, Any]:
-    # Without a version, the highest answers.
-    first = (
-        models[0] if versioned else max((m for m in models if m.name == models[0].name), key=lambda m: int(m.version))
-    )
+    first = _first(models)
     home = root.replace("{model}", first.name).replace("{version}", first.version)
     end, of = ("Version", " of one version") if versioned else ("", "")
     ready = {"anyOf": [ref("ModelReady"), ref("Error")]}
