@@ -18,7 +18,7 @@ from ..spec import resolve_spec, sidecar_of
 from ..types_input import FloatArray, InputSpec
 from .ahead import prepared
 from .probe import splits, try_out
-from .ranking import Prediction, checked, ranked, softmax
+from .ranking import Prediction, checked, ranked, shaped, softmax
 from .rows import Image, RowMaker
 
 
@@ -53,6 +53,8 @@ class Classifier:
         self._run = self.session.runner(spec.name, spec.output or self.session.outputs[0].name)
         self.n_classes, given = try_out(self._run, self._rows, spec, self._fixed or 1, self.session.name)
         self.softmax = not given
+        named = spec.class_names[: self.n_classes]
+        self._labels = (*named, *map(str, range(len(named), self.n_classes)))
 
     n_classes: int
     """K, the number of classes."""
@@ -77,9 +79,9 @@ class Classifier:
         most. Raises `ImagesError` naming the image, `ModelError` where the model gives no finite scores.
         """
         found: list[list[Prediction]] = []
-        rows = prepared(self.prepare, images, self._batch)
+        rows = prepared(self._rows.row, images, self._batch)
         while batch := list(islice(rows, self._batch)):
-            found += self.ranked(self.scores(batch[0][None] if len(batch) == 1 else np.stack(batch)), top)
+            found += self.ranked(self._scores(np.array(batch)), top)
         return found
 
     def prepare(self, image: Image, name: str, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[Any]:
@@ -96,11 +98,7 @@ class Classifier:
         They run together, or one by one where the model does not split batches; where its batch is fixed, the last is
         padded with repeats. Raises `ModelError` where scores have another shape or are not finite.
         """
-        n = len(rows)
-        step = 1 if n > 1 and not self.splits else self._fixed or n
-        if step >= n and not self._fixed:
-            return checked(self._run(rows), n, self.session.name)
-        return np.concatenate([self._padded(rows[start : start + step]) for start in range(0, n, step)])
+        return checked(self._scores(rows), len(rows), self.session.name)
 
     def probabilities(self, scores: FloatArray) -> FloatArray:
         """Class probabilities float32 (N, K) of the graph's scores: softmaxed unless the graph did it."""
@@ -111,13 +109,22 @@ class Classifier:
 
         Raises `ModelError` where `scores` are not finite or not (N, K).
         """
-        usable = checked(scores, len(scores) if scores.ndim else 0, self.session.name)
-        return ranked(self.probabilities(usable), top, self.spec.class_names)
+        usable = shaped(scores, len(scores) if scores.ndim else 0, self.session.name)
+        if usable.shape[1] != self.n_classes:
+            raise ModelError(f"{self.session.name}: {usable.shape[1]} scores an image, where it gave {self.n_classes}")
+        return ranked(usable, top, self._labels, by_softmax=self.softmax, name=self.session.name)
+
+    def _scores(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        n = len(rows)
+        if not self._fixed and (n == 1 or self.splits):
+            return shaped(self._run(rows), n, self.session.name)
+        step = self._fixed if self.splits and self._fixed else 1
+        return np.concatenate([self._padded(rows[start : start + step]) for start in range(0, n, step)])
 
     def _padded(self, rows: npt.NDArray[Any]) -> FloatArray:
         n, size = len(rows), self._fixed or len(rows)
         full = rows if n == size else np.concatenate([rows, np.repeat(rows[-1:], size - n, axis=0)])
-        return checked(self._run(full), size, self.session.name)[:n]
+        return shaped(self._run(full), size, self.session.name)[:n]
 
 
 def _opened(source: Path | bytes, runtime: Runtime | None) -> Session:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import isfinite
-from typing import Any
+from collections.abc import Sequence
+from math import exp, isfinite
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,11 @@ _SUM_TOLERANCE = 1e-3
 _FEW = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(NamedTuple):
     """One class of one image: its name (its index as text where the model names none) and its probability."""
 
     label: str
-    index: int
+    index: int  # type: ignore[assignment]  # of tuple, which has a method of that name
     probability: float
 
 
@@ -46,8 +45,12 @@ def checked(scores: npt.NDArray[Any], rows: int, name: str) -> FloatArray:
     """`shaped`, and `ModelError` where a score is not finite."""
     single = shaped(scores, rows, name)
     if not finite(single):
-        raise ModelError(f"{name}: the class scores are not finite: the weights or the input range are broken")
+        raise _broken(name)
     return single
+
+
+def _broken(name: str) -> ModelError:
+    return ModelError(f"{name}: the class scores are not finite: the weights or the input range are broken")
 
 
 def are_probabilities(scores: FloatArray) -> bool:
@@ -62,28 +65,49 @@ def softmax(scores: FloatArray) -> FloatArray:
     return powers
 
 
-def ranked(probabilities: FloatArray, top: int, labels: tuple[str, ...]) -> list[list[Prediction]]:
-    """The `top` classes of every row of `probabilities` (N, K), most probable first (ties by index).
+def ranked(
+    scores: FloatArray, top: int, labels: Sequence[str], *, by_softmax: bool, name: str
+) -> list[list[Prediction]]:
+    """The `top` classes of every row of `scores` (N, K), most probable first (ties by index); `labels` names all K.
 
-    Classes beyond `labels` are called by their index.
+    `by_softmax` says whether a softmax makes the probabilities. Raises `ModelError` naming the model where a score is
+    not finite.
     """
-    kept = min(max(top, 0), probabilities.shape[1])
-    if not kept:
-        return [[] for _ in probabilities]
-    found = []
-    for row in probabilities:
-        order = _leaders(row, kept)
-        named = zip(order.tolist(), row[order].tolist(), strict=True)
-        found.append([Prediction(labels[i] if i < len(labels) else str(i), i, p) for i, p in named])
-    return found
+    kept = min(max(top, 0), scores.shape[1])
+    if len(scores) == 1 and scores.shape[1] <= _FEW:
+        # In Python's own numbers: seven calls of numpy for ten of them take longer than a small model's last layers.
+        return [_single(scores[0].tolist(), kept, labels, by_softmax, name)]
+    checked(scores, len(scores), name)
+    chances = softmax(scores) if by_softmax else np.maximum(scores, 0)
+    order = _leaders(chances, kept)
+    values = np.take_along_axis(chances, order, axis=1)
+    return [
+        [Prediction(labels[i], i, p) for i, p in zip(*row, strict=True)]
+        for row in zip(order.tolist(), values.tolist(), strict=True)
+    ]
 
 
-def _leaders(row: FloatArray, kept: int) -> npt.NDArray[np.intp]:
-    falling = -row
-    if len(row) <= _FEW or kept == len(row):
-        order: npt.NDArray[np.intp] = falling.argsort(kind="stable")[:kept]
-        return order
-    # All that tie with the last place are sorted too, so that among equals the lowest index wins.
-    near = np.flatnonzero(falling <= np.partition(falling, kept - 1)[kept - 1])
-    leaders: npt.NDArray[np.intp] = near[falling[near].argsort(kind="stable")[:kept]]
-    return leaders
+def _single(row: list[float], kept: int, labels: Sequence[str], by_softmax: bool, name: str) -> list[Prediction]:
+    if not isfinite(sum(row)):
+        raise _broken(name)
+    # Reversed sorting keeps equals in their order.
+    order = sorted(range(len(row)), key=row.__getitem__, reverse=True)
+    if by_softmax:
+        peak = row[order[0]]
+        powers = [exp(score - peak) for score in row]
+        total = sum(powers)
+        return [Prediction(labels[i], i, powers[i] / total) for i in order[:kept]]
+    return [Prediction(labels[i], i, max(row[i], 0.0)) for i in order[:kept]]
+
+
+def _leaders(chances: FloatArray, kept: int) -> npt.NDArray[np.intp]:
+    """The columns (N, kept) of the largest of each row, largest first; among equals the lowest column."""
+    falling = -chances
+    if not kept or chances.shape[1] <= _FEW:
+        return falling.argsort(axis=1, kind="stable")[:, :kept]
+    order = np.empty((len(falling), kept), np.intp)
+    for at, (row, last) in enumerate(zip(falling, np.partition(falling, kept - 1)[:, kept - 1], strict=True)):
+        # All that tie with the last place are sorted too: the lowest of them may lie beyond it.
+        near = np.flatnonzero(row <= last)
+        order[at] = near[row[near].argsort(kind="stable")[:kept]]
+    return order
