@@ -258,3 +258,20 @@ def test_many_clients_at_once_all_get_their_own_answer():
     found = run(scenario, Model(seconds=0.001), workers=3, max_batch=8, limit=10_000)
     for value, answer in zip(values, found, strict=True):
         np.testing.assert_array_equal(answer, rows(*[2 * value] * (1 + value % 3)))
+
+
+def test_a_model_that_never_comes_back_does_not_keep_the_server_from_stopping():
+    gate = threading.Event()
+
+    async def main():
+        batcher = Batcher(Model(gate=gate), ANY)
+        batcher.start()
+        asking = asyncio.ensure_future(batcher.submit(rows(1), ("y",)))
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        await batcher.stop(within=0.2)
+        asking.cancel()
+        return time.monotonic() - began
+
+    assert asyncio.run(main()) < 2
+    gate.set()

@@ -158,3 +158,9 @@ def test_outputs_that_mix_the_images_of_a_batch_are_not_stacked(tmp_path, mixes)
         graph.node.append(helper.make_node("Mul", ["own", "extra"], ["scores"]))
     onnx.save_model(model, tmp_path / "m.onnx")
     assert loaded(tmp_path / "m.onnx").plan.stackable == (set() if mixes == "both" else {"scores"})
+
+
+def test_a_model_of_another_framework_is_refused_with_the_mend(tmp_path):
+    (tmp_path / "m.keras").write_bytes(b"PK\x03\x04")
+    with pytest.raises(ModelError, match=r"m\.keras.*debride convert"):
+        loaded(tmp_path / "m.keras")

@@ -38,7 +38,7 @@ def create_app(models: Sequence[Served], settings: ServeSettings, *, quiet: bool
         finally:
             api.ready = False
             for batcher in batchers.values():
-                await batcher.stop()
+                await batcher.stop(settings.timeout)
             api.close()
 
     async def exposition(request: Request) -> Response:

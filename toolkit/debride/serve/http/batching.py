@@ -94,13 +94,17 @@ class Batcher:
         for thread in self._threads:
             thread.start()
 
-    async def stop(self) -> None:
-        """Takes no more rows, answers those that wait, and ends the threads."""
+    async def stop(self, within: float = 60.0) -> None:
+        """Takes no more rows, answers those that wait, and ends the threads.
+
+        A model that does not come back `within` seconds is left to itself: its daemon thread ends with the process.
+        """
         with self._changed:
             self._open = False
             self._changed.notify_all()
+        until = monotonic() + within
         for thread in self._threads:
-            await asyncio.to_thread(thread.join)
+            await asyncio.to_thread(thread.join, max(until - monotonic(), 0))
 
     async def submit(self, rows: Array, outputs: tuple[str, ...]) -> list[Array]:
         """The tensors `outputs` for `rows` (N, ...) of the model's input, each with as many rows where it is stacked.

@@ -196,7 +196,12 @@ def _session(path: Path, data: bytes, runtime: Runtime, *, pinned: bool) -> Sess
             raise ModelError(
                 f"{error}; a pinned model must be whole in one file: a hash does not cover weights beside it"
             ) from error
-    return Session(path, runtime, str(path))  # weights in files beside it
+    try:
+        return Session(path, runtime, str(path))  # weights in files beside it
+    except ModelError as error:
+        if path.suffix.lower() in (".onnx", ".ort"):
+            raise
+        raise ModelError(f"{error}; only ONNX is served: `debride convert` makes it from other formats") from error
 
 
 def _plan(classifier: Classifier) -> Plan:

@@ -47,6 +47,7 @@ def run(models: Sequence[Served], settings: ServeSettings, listener: socket.sock
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # anyone on this machine could otherwise log as somebody else
         timeout_keep_alive=30,
         # What was taken has its own deadline, so this one only guards against what ignores it.
         timeout_graceful_shutdown=int(settings.timeout) + 5,
