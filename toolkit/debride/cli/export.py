@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from json import dumps
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Exit, Option
@@ -161,6 +162,7 @@ def export(
 
 def _text(found: Exported) -> str:
     from debride.export.words import export_table, slower_sentence
+    from debride.report.slimming import WIDTH
     from debride.report.words import size
 
     facts = [f"Model   {plain(found.model.name)}, {size(found.model.size)}, sha256 {found.model.sha256}"]
@@ -168,8 +170,8 @@ def _text(found: Exported) -> str:
         facts.append(f"Output  {plain(found.output.name)}, {size(found.output.size)}, sha256 {found.output.sha256}")
     if found.graded:
         facts.append(f"Images  graded on {found.graded.images} that took no part in the export")
-    slower = slower_sentence(found)
-    return "\n".join([*facts, "", *export_table(found), *(["", slower] if slower else [])])
+    slower = wrap(slower_sentence(found), WIDTH)
+    return "\n".join([*facts, "", *export_table(found), *(["", *slower] if slower else [])])
 
 
 def _json(found: Exported, options: ExportOptions) -> str:

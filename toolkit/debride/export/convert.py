@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from debride import __version__
 from debride.errors import DebrideError, ModelError
@@ -18,6 +18,7 @@ from debride.export.half import halved
 from debride.export.integer import quantised
 from debride.export.prepare import float_graph
 from debride.export.reading import Ready
+from debride.export.rounding import rounded
 from debride.export.types import ExportOptions
 from debride.graph.write import write_model
 from debride.images import encode
@@ -30,57 +31,75 @@ CALIBRATION_IMAGES = 512
 _NAMED = 3
 
 
-def converted(
-    ready: Ready, options: ExportOptions, runtime: Runtime, folder: Path
-) -> tuple[Path, Mapping[str, Any], tuple[str, ...]]:
-    """The candidate, written in `folder`, what it says of its making, and remarks.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A file that may become the export; `made` is what it says of its making, `notes` are remarks.
 
-    Raises `ModelError` naming the model where it cannot be converted.
+    `twin` computes as a device in half precision would, where onnxruntime on this machine does not.
     """
-    made: dict[str, Any] = {
-        "target": options.target,
-        "source": ready.facts.name,
-        "sha256": ready.facts.sha256,
-        "debride": __version__,
-        "onnxruntime": environment()["onnxruntime"],
-    }
+
+    path: Path
+    made: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    twin: Path | None = None
+
+
+def converted(ready: Ready, options: ExportOptions, runtime: Runtime, folder: Path) -> Candidate:
+    """The candidate, written in `folder`. Raises `ModelError` naming the model where it cannot be converted."""
     try:
-        proto, more, notes = _graph(ready, options, runtime, folder)
-        made |= more
-        path = folder / "exported.onnx"
-        write_model(proto, path, metadata=_metadata(ready, made))
-        if options.target != "ort":
-            return path, made, notes
-        write_ort(path, path.with_suffix(".ort"), runtime, native=options.native)
-        return path.with_suffix(".ort"), made, notes
+        make = {"ort": _in_ort_format, "int8": _in_integers, "fp16": _in_halves}[options.target]
+        return make(ready, options, runtime, folder)
     except DebrideError as error:
         where = str(ready.model.path)
         raise type(error)(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
 
 
-def _graph(
-    ready: Ready, options: ExportOptions, runtime: Runtime, folder: Path
-) -> tuple[onnx.ModelProto, dict[str, Any], tuple[str, ...]]:
-    """The converted graph, what belongs to its making, and remarks."""
-    images, name = _calibration(ready, options), ready.declared.name
-    if options.target == "ort":
-        return ready.model.proto, {"native": platform.machine() if options.native else None}, ()
-    plain = float_graph(ready.model, options.target)
-    if options.target == "fp16":
-        half, kept = halved(plain, images, name=name, fixed=ready.fixed, runtime=runtime, folder=folder)
-        return half, {"float32_nodes": len(kept)}, _kept(kept, len(plain.graph.node))
+def _in_ort_format(ready: Ready, options: ExportOptions, runtime: Runtime, folder: Path) -> Candidate:
+    made = _made(ready, options, native=platform.machine() if options.native else None)
+    plain, path = folder / "plain.onnx", folder / "exported.ort"
+    write_model(ready.model.proto, plain, metadata=_metadata(ready, made))
+    write_ort(plain, path, runtime, native=options.native)
+    return Candidate(path=path, made=made)
+
+
+def _in_integers(ready: Ready, options: ExportOptions, runtime: Runtime, folder: Path) -> Candidate:
+    images, path = _calibration(ready, options), folder / "exported.onnx"
     if images is None:
-        raise ModelError("eight-bit ranges are found on clean images, and there are none")
-    integer = quantised(
-        plain,
+        raise ModelError("eight-bit ranges are found on clean images, and there are none; give --images")
+    proto = quantised(
+        float_graph(ready.model, options.target),
         ready.declared.output,
         images,
-        name=name,
+        name=ready.declared.name,
         method=options.method,
         fixed=ready.fixed,
         folder=folder,
     )
-    return integer, {"calibration": options.method, "images": len(images), "seed": options.seed}, ()
+    made = _made(ready, options, calibration=options.method, images=len(images), seed=options.seed)
+    del proto.metadata_props[:]  # the quantiser's notes to itself
+    write_model(proto, path, metadata=_metadata(ready, made))
+    return Candidate(path=path, made=made)
+
+
+def _in_halves(ready: Ready, options: ExportOptions, runtime: Runtime, folder: Path) -> Candidate:
+    images, path, twin = _calibration(ready, options), folder / "exported.onnx", folder / "twin.onnx"
+    plain = float_graph(ready.model, options.target)
+    half, kept = halved(plain, images, name=ready.declared.name, fixed=ready.fixed, runtime=runtime, folder=folder)
+    made = _made(ready, options, float32_nodes=len(kept))
+    write_model(half, path, metadata=_metadata(ready, made))
+    write_model(rounded(plain, kept), twin)
+    return Candidate(path=path, made=made, notes=_kept(kept, len(plain.graph.node)), twin=twin)
+
+
+def _made(ready: Ready, options: ExportOptions, **more: Any) -> dict[str, Any]:
+    return {
+        "target": options.target,
+        "source": ready.facts.name,
+        "sha256": ready.facts.sha256,
+        "debride": __version__,
+        "onnxruntime": environment()["onnxruntime"],
+        **more,
+    }
 
 
 def _metadata(ready: Ready, made: Mapping[str, Any]) -> dict[str, str]:
