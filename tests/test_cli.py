@@ -711,3 +711,20 @@ def test_scan_hands_on_how_weights_become_a_network(run, stages):
     run("scan", "m.pth", "--images", "i", "--architecture", "net.py:build", "--input-shape", "3,32,40")
     (_, _, settings) = stages.calls[0]
     assert settings.source == ConvertOptions(architecture="net.py:build", input_shape=(3, 32, 40))
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [("torch", "cpu"), ("onnx.helper", "cpu"), ("starlette.routing", "serve"), ("uvicorn", "serve")],
+)
+def test_a_package_that_is_not_installed_is_an_error_that_names_its_extra(module, extra, capsys):
+    with pytest.raises(typer.Exit) as stop, guard():
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+    assert stop.value.exit_code == 3
+    assert f"pip install 'debride[{extra}]'" in capsys.readouterr().err
+
+
+def test_any_other_missing_module_is_a_failure(capsys):
+    with pytest.raises(typer.Exit), guard():
+        raise ModuleNotFoundError("No module named 'numpy'", name="numpy")
+    assert "failed unexpectedly: ModuleNotFoundError" in capsys.readouterr().err
