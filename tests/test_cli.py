@@ -15,11 +15,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import typer
 from rich.console import Console
 
 import debride
 import made_up
 from debride.cli import main
+from debride.cli.guard import guard
 from debride.cli.progress import Bars, Lines, live_bars
 from debride.conversion.source import facts_of
 from debride.errors import ParityError, UsageError
@@ -364,6 +366,7 @@ def scan(*_, **__):
         partial.unlink()
 sys.modules["debride.sanitize"] = types.SimpleNamespace(scan=scan)
 from debride.cli import main
+from debride.cli.guard import guard
 main()"""
     command = [sys.executable, "-c", code, "scan", str(MODEL), "--images", str(IMAGES)]
     with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, cwd=tmp_path) as child:
