@@ -366,7 +366,6 @@ def scan(*_, **__):
         partial.unlink()
 sys.modules["debride.sanitize"] = types.SimpleNamespace(scan=scan)
 from debride.cli import main
-from debride.cli.guard import guard
 main()"""
     command = [sys.executable, "-c", code, "scan", str(MODEL), "--images", str(IMAGES)]
     with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, cwd=tmp_path) as child:
