@@ -22,10 +22,11 @@ from .outputs import Wanted, read_outputs
 from .tensors import Array
 
 _SEQUENCES = ("sequence_id", "sequence_start", "sequence_end")
-# What a request holds beside the values of its tensors: names, shapes, parameters.
-_OTHER_VALUES = 1 << 14
-# Commas and brackets per value: data of shape (N, 1, 1, 1) may come as [[[1]]], [[[2]]], ...
-_MARKS = 4
+# Lists, objects, names and texts in the JSON: as Python objects they take twenty times their text, so they are counted
+# before anything is read; images as nested lists stay below. Numbers come on top, see `max_values`.
+_MOST_PARTS = 1 << 20
+# JSON up to this size is read a second time, slowly, to say which field holds a NaN.
+_LENIENT_SIZE = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -75,18 +76,19 @@ def _parted(body: memoryview, header_length: str | None) -> tuple[memoryview, me
 
 
 def _check_amount(head: memoryview, max_values: int) -> None:
-    """Refuse JSON of more values than a request can have: as Python objects they take far more than their text."""
-    limit = max_values + _OTHER_VALUES
-    if len(head) <= _MARKS * limit:
+    """Refuse JSON that would swell in memory; no part is shorter than a byte, so what is short passes unread."""
+    if len(head) <= _MOST_PARTS:
         return
     text = bytes(head)
-    if sum(text.count(mark) for mark in (b",", b"[", b"{")) > _MARKS * limit:
+    if sum(text.count(mark) for mark in (b"[", b"{", b":", b'"')) > _MOST_PARTS:
+        raise TooLarge(f"body: JSON of more than {_MOST_PARTS} lists and names; send data flat, or as binary data")
+    if text.count(b",") > max_values + _MOST_PARTS:
         raise TooLarge(f"body: holds more than the {max_values} values that a request may have")
 
 
 def _with_nan(head: memoryview) -> Any:
     """The JSON with NaN and infinities read as numbers, as Python's parser does; None where those are not the fault."""
-    text = bytes(head)
+    text = bytes(head) if len(head) <= _LENIENT_SIZE else b""
     if b"NaN" not in text and b"Infinity" not in text:
         return None
     try:
