@@ -50,7 +50,7 @@ def serve(
     models: Annotated[
         list[str],
         Argument(
-            metavar="MODEL...",
+            metavar="MODEL",
             help="PATH, NAME=PATH or NAME:VERSION=PATH of ONNX files.",
             show_default=False,
         ),
