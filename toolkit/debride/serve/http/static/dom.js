@@ -9,6 +9,7 @@ export function element(name, properties = {}, ...children) {
 
 // Pictures narrower than this are shown pixel by pixel: scaled up smoothly, one sees what the model does not.
 const SMALL = 100;
+const MOST_LETTERS = 120;
 
 export const byId = (id) => document.getElementById(id);
 
@@ -26,8 +27,12 @@ export function number(value) {
   return Number(value.toPrecision(3)).toString().replace("-", "−");
 }
 
+/** A name of bounded length: a hostile one must not push the rest off the page. */
+export const clipped = (text) => (text.length > MOST_LETTERS ? `${text.slice(0, MOST_LETTERS)}…` : text);
+
 /** What a class is called: a model without names gives indices. */
-export const className = (label, index) => (label === undefined || label === String(index) ? `class ${index}` : label);
+export const className = (label, index) =>
+  label === undefined || label === String(index) ? `class ${index}` : clipped(label);
 
 /** A sentence without its full stop, to which one can be put. */
 export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1).replace(/\.$/, "");

@@ -1,6 +1,6 @@
 // The two tables of a report: rates before and after, and the channels that were cut.
 
-import { bar, capital, element, number, percent } from "./dom.js";
+import { bar, capital, clipped, element, number, percent } from "./dom.js";
 
 const MOST_ROWS = 40;
 
@@ -63,7 +63,7 @@ export function cut(report) {
         element(
           "tr",
           {},
-          row ? [] : element("th", { scope: "rowgroup", rowSpan: channels.length }, layer),
+          row ? [] : element("th", { scope: "rowgroup", rowSpan: channels.length, title: layer }, clipped(layer)),
           element("td", { className: "channel" }, String(p.channel)),
           value(p.attack, top, "attack"),
           value(p.utility, top, "utility"),
