@@ -4,9 +4,13 @@ import sys
 
 import cv2
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from debride.errors import ImagesError, ModelError, SpecError
+from debride.framing import fitted
+from debride.pixels import encode
 from debride.serve import Classifier, Prediction
 from debride.sessions import Runtime
 from debride.spec import to_json
@@ -132,3 +136,69 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"junk")
     with pytest.raises(ImagesError, match=r"bad\.png"):
         classifier().classify([tmp_path / "bad.png"])
+
+
+# --- rows --------------------------------------------------------------------------------------------------------
+
+SCALINGS = [
+    {},
+    {"range": (0.0, 255.0)},
+    {"range": (-1.0, 1.0), "mean": (0.1,), "std": (0.3,)},
+    {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+]
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("channels", ["RGB", "BGR", "L"])
+def test_looked_up_rows_are_bit_for_bit_what_encode_gives(channels, layout, scaling):
+    if channels == "L" and len(scaling.get("mean", ())) == 3:
+        scaling = {"mean": (0.13,), "std": (0.31,)}
+    spec = tiny_spec(layout=layout, channels=channels, size=(17, 16), **scaling)
+    served = classifier(spec)
+    image = np.random.default_rng(0).permutation(np.arange(17 * 16 * spec.depth) % 256).astype(np.uint8)
+    image = image.reshape(17, 16, spec.depth)
+    expected = encode(fitted(image, spec.depth, spec.size)[None], spec)[0]
+    fortran = np.asfortranarray(image)
+    for same in (image, fortran, image[::-1][::-1], *([image[:, :, 0]] if spec.depth == 1 else [])):
+        found = served.prepare(same, "a")
+        assert (found.dtype, found.flags.c_contiguous) == (np.float32, True)
+        np.testing.assert_array_equal(found, expected)
+    written = image[:, :, 0] if spec.depth == 1 else image[:, :, ::-1]
+    np.testing.assert_array_equal(served.prepare(cv2.imencode(".png", written)[1].tobytes(), "a"), expected)
+
+
+def test_prepare_names_the_image_and_heeds_the_limit_given():
+    served = classifier()
+    assert served.prepare(png(pixels(0, (30, 20))), "a", max_pixels=600).shape == (3, 6, 5)
+    with pytest.raises(ImagesError, match=r"^photo: 20x30 pixels exceed the limit of 599"):
+        served.prepare(png(pixels(0, (30, 20))), "photo", max_pixels=599)
+
+
+def test_an_image_is_scaled_and_cut_as_the_spec_says():
+    # Red at the edges, blue in the middle: only who cuts sees blue.
+    image = pixels(0, (12, 40))
+    image[:, 14:26] = pixels(2, (12, 12))
+    assert winners(classifier(tiny_spec(class_names=NAMES, short_side=6)).classify([image])) == ["blue"]
+    assert winners(classifier().classify([image])) != ["blue"]
+
+
+def retyped(dtype, **options):
+    """The tiny classifier with its input and output in `dtype`."""
+    model = onnx.load_from_string(tiny_classifier(tiny_spec(), **options))
+    graph = model.graph
+    graph.node[0].input[0] = "single"
+    graph.node[-1].output[0] = "single_scores"
+    graph.node.insert(0, helper.make_node("Cast", ["image"], ["single"], to=TensorProto.FLOAT))
+    graph.node.append(helper.make_node("Cast", ["single_scores"], ["scores"], to=dtype))
+    graph.input[0].type.tensor_type.elem_type = dtype
+    graph.output[0].type.tensor_type.elem_type = dtype
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize(("dtype", "numpy_type"), [(TensorProto.FLOAT16, np.float16), (TensorProto.DOUBLE, np.float64)])
+@pytest.mark.parametrize("softmax", [False, True])
+def test_half_and_double_precision_are_served(dtype, numpy_type, softmax):
+    served = Classifier(retyped(dtype, softmax=softmax), spec=tiny_spec(class_names=NAMES), runtime=ONE)
+    assert (served.prepare(pixels(0), "a").dtype, served.softmax, served.splits) == (numpy_type, not softmax, True)
+    assert winners(served.classify([pixels(c) for c in (0, 1, 2, 3)])) == list(NAMES)

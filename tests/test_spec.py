@@ -68,6 +68,7 @@ numbers = st.floats(0.0, 1.0, allow_subnormal=False)
         output=st.text(max_size=20),
         class_names=st.lists(st.text(min_size=1), max_size=4, unique=True).map(tuple),
         source=st.just("side-car"),
+        short_side=st.one_of(st.none(), st.integers(4096, 1 << 14)),
     )
 )
 def test_a_spec_is_read_back_from_its_json(spec):
@@ -100,12 +101,40 @@ GOOD = json.loads(to_json(tiny_spec()))
         ({"channels": "L", "mean": [0.1, 0.2, 0.3]}, "mean has 3 values for 1 channels"),
         ({"class_names": ["a", "a"]}, "'class_names' must not name a class twice"),
         ({"class_names": ["a", 2]}, "'class_names' must be a text"),
+        ({"short_side": 0}, "'short_side' must be a whole number in 1..16384"),
+        ({"short_side": True}, "'short_side' must be a whole number"),
+        ({"short_side": 8.0}, "'short_side' must be a whole number"),
+        ({"short_side": 5}, "short_side 5 is less than the 6x5 pixels to cut"),
     ],
 )
 def test_a_bad_spec_names_the_file_and_the_key(changes, message):
     fields = {key: value for key, value in {**GOOD, **changes}.items() if value is not ...}
     with pytest.raises(SpecError, match=rf"^m\.json: .*{message}"):
         from_json(json.dumps(fields), "m.json")
+
+
+def test_a_spec_from_before_short_side_is_read_and_one_without_it_is_written_as_before():
+    assert "short_side" not in GOOD
+    assert from_json(json.dumps(GOOD)).short_side is None
+    assert from_json(json.dumps({**GOOD, "short_side": None})).short_side is None
+    assert json.loads(to_json(tiny_spec(short_side=8)))["short_side"] == 8
+
+
+def test_the_short_side_comes_from_flags_then_sidecar_then_metadata(tmp_path):
+    truth = tiny_spec(short_side=9)
+    session = session_of(truth, metadata={METADATA_KEY: to_json(truth)})
+    assert resolve_spec(session).spec.short_side == 9
+    (tmp_path / "m.json").write_text('{"short_side": 8}')
+    assert declare(session, sidecar=tmp_path / "m.json").fields.short_side == 8
+    assert resolve_spec(session, flags=SpecFlags(short_side=7), sidecar=tmp_path / "m.json").spec.short_side == 7
+    with pytest.raises(SpecError, match=r"^m\.onnx: short_side 5 is less than the 6x5 pixels"):
+        declare(session, flags=SpecFlags(short_side=5))
+
+
+def test_a_short_side_below_the_size_of_the_samples_is_an_error():
+    session = session_of(tiny_spec(), dynamic=True)
+    with pytest.raises(SpecError, match=r"short_side 5 is less than the 6x5 pixels"):
+        resolve_spec(session, flags=SpecFlags(short_side=5, range=(0.0, 1.0)), samples=tiny_samples(2))
 
 
 @pytest.mark.parametrize(

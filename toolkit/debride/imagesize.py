@@ -11,6 +11,8 @@ from .errors import ImagesError
 # As OpenCV reads it: a carriage return ends a comment too, and what follows a number at once is lost. Another reading
 # would let a file show us one size and OpenCV another.
 _PNM = re.compile(rb"P[1-6](?:\s|#[^\r\n]*[\r\n])+(\d{1,10})\s(?:\s|#[^\r\n]*[\r\n])*(\d{1,10})\s")
+# A colour profile takes 255 segments at most; each is walked here, and a file could hold millions.
+_MAX_SEGMENTS = 1 << 14
 _PNG_END = b"IEND\xaeB`\x82"
 _JPEG_END = b"\xff\xd9"
 
@@ -34,12 +36,16 @@ def check_whole(data: bytes, name: str) -> None:
 
     Bytes after the end are let be, as decoders do. The other formats state their length, which decoders heed.
     """
-    whole = True
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        whole = _PNG_END in data
-    elif data[:2] == b"\xff\xd8":
-        # Not before the scan: a thumbnail among the segments has an end of its own.
-        whole = data.find(_JPEG_END, max((at for _, at in _segments(data)), default=0)) >= 0
+    try:
+        if data[:8] == b"\x89PNG\r\n\x1a\n":
+            whole = _PNG_END in data
+        elif data[:2] == b"\xff\xd8":
+            # Not before the scan: a thumbnail among the segments has an end of its own.
+            whole = data.find(_JPEG_END, max((at for _, at in _segments(data)), default=0)) >= 0
+        else:
+            whole = True
+    except (struct.error, IndexError):
+        whole = False
     if not whole:
         raise ImagesError(f"{name}: ends before the image does; get the whole file, or save it again as PNG")
 
@@ -70,7 +76,9 @@ def _jpeg(data: bytes) -> tuple[int, int] | None:
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
     """The markers of a JPEG up to the first scan's (SOS, 0xDA), and where the lengths that follow them lie."""
     at, marker = 2, 0
-    while data[at] == 0xFF and marker != 0xDA:
+    for _ in range(_MAX_SEGMENTS):
+        if data[at] != 0xFF or marker == 0xDA:
+            return
         marker = data[at + 1]
         if marker == 0xFF:  # fill byte
             at += 1

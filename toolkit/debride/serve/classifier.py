@@ -102,7 +102,7 @@ class Classifier:
 
     def probabilities(self, scores: FloatArray) -> FloatArray:
         """Class probabilities float32 (N, K) of the graph's scores: softmaxed unless the graph did it."""
-        return softmax(scores) if self.softmax else np.maximum(scores, 0)
+        return softmax(scores).astype(np.float32) if self.softmax else np.maximum(scores, 0)
 
     def ranked(self, scores: npt.NDArray[Any], top: int) -> list[list[Prediction]]:
         """The `top` classes of each row of scores (N, K), as `classify` gives them.

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ModelError
-from ..types_input import FloatArray
+from ..types_input import DoubleArray, FloatArray
 
 _SUM_TOLERANCE = 1e-3
 _FEW = 64
@@ -37,8 +37,7 @@ def shaped(scores: npt.NDArray[Any], rows: int, name: str) -> FloatArray:
 
 def finite(scores: FloatArray) -> bool:
     """Whether all of `scores` are finite."""
-    # A finite sum says so in one pass; a sum may also overflow, and then each is looked at.
-    return isfinite(np.add.reduce(scores, axis=None)) or bool(np.isfinite(scores).all())
+    return bool(np.isfinite(scores).all())
 
 
 def checked(scores: npt.NDArray[Any], rows: int, name: str) -> FloatArray:
@@ -58,9 +57,10 @@ def are_probabilities(scores: FloatArray) -> bool:
     return bool(scores.min() >= -1e-6 and np.abs(scores.sum(axis=1) - 1).max() <= _SUM_TOLERANCE)
 
 
-def softmax(scores: FloatArray) -> FloatArray:
-    """Probabilities float32 (N, K) of scores or log-probabilities (N, K); each row depends on itself alone."""
-    powers = np.exp(scores - np.maximum.reduce(scores, axis=1, keepdims=True))
+def softmax(scores: FloatArray) -> DoubleArray:
+    """Probabilities float64 (N, K) of scores or log-probabilities (N, K); each row depends on itself alone."""
+    powers: DoubleArray = np.subtract(scores, np.maximum.reduce(scores, axis=1, keepdims=True), dtype=np.float64)
+    np.exp(powers, out=powers)
     powers /= np.add.reduce(powers, axis=1, keepdims=True)
     return powers
 
@@ -79,7 +79,7 @@ def ranked(
         return [_single(scores[0].tolist(), kept, labels, by_softmax, name)]
     checked(scores, len(scores), name)
     chances = softmax(scores) if by_softmax else np.maximum(scores, 0)
-    order = _leaders(chances, kept)
+    order = _leaders(scores, kept)
     values = np.take_along_axis(chances, order, axis=1)
     return [
         [Prediction(labels[i], i, p) for i, p in zip(*row, strict=True)]
@@ -100,10 +100,10 @@ def _single(row: list[float], kept: int, labels: Sequence[str], by_softmax: bool
     return [Prediction(labels[i], i, max(row[i], 0.0)) for i in order[:kept]]
 
 
-def _leaders(chances: FloatArray, kept: int) -> npt.NDArray[np.intp]:
+def _leaders(scores: FloatArray, kept: int) -> npt.NDArray[np.intp]:
     """The columns (N, kept) of the largest of each row, largest first; among equals the lowest column."""
-    falling = -chances
-    if not kept or chances.shape[1] <= _FEW:
+    falling = -scores
+    if not kept or scores.shape[1] <= _FEW:
         return falling.argsort(axis=1, kind="stable")[:, :kept]
     order = np.empty((len(falling), kept), np.intp)
     for at, (row, last) in enumerate(zip(falling, np.partition(falling, kept - 1)[:, kept - 1], strict=True)):
