@@ -179,17 +179,21 @@ def test_classification_of_a_vector_and_of_more_classes_than_there_are():
     assert result.get_output("y") == {"name": "y", "datatype": "BYTES", "shape": [2], "data": ["250:1", "3:0"]}
 
 
+def test_classes_of_half_precision_scores_can_be_had_in_json():
+    wanted = [InferRequestedOutput("y", binary_data=False, class_count=1)]
+    body, length = sent({"x": (np.zeros((1, 3), np.float32), True)}, outputs=wanted)
+    request = parsed(body, length, outputs=[info("y", np.float16, None, 2)])
+    assert answered(request, {"y": np.array([[0.5, 0.1]], np.float16)}).as_numpy("y").tolist() == [["0.5:0"]]
+
+
 def test_a_label_that_is_no_text_does_not_break_the_answer():
     wanted = Wanted(name="y", binary=False, classification=1)
     assert answered(asked(wanted), {"y": np.zeros((1, 1))}, ["\ud800"]).as_numpy("y").tolist() == [["0.0:0:?"]]
 
 
 def test_outputs_that_are_not_contiguous_scalar_or_empty_go_out_whole():
-    tensors = {
-        "t": np.arange(6).reshape(2, 3).T,
-        "s": np.full((), 2.5),
-        "e": np.zeros((0, 4), np.int8),
-    }
+    strided, turned = np.arange(6)[::2], np.arange(6).reshape(2, 3).T
+    tensors = {"v": strided, "t": turned, "s": np.full((), 2.5), "e": np.zeros((0, 4), np.int8)}
     for binary in (True, False):
         wanted = [Wanted(name=name, binary=binary, classification=0) for name in tensors]
         result = answered(asked(*wanted), tensors)
