@@ -145,7 +145,7 @@ def stages(monkeypatch):
 # Help, version, usage
 
 
-@pytest.mark.parametrize("command", ["scan", "sanitize", "slim", "evaluate", "predict"])
+@pytest.mark.parametrize("command", ["scan", "sanitize", "slim", "export", "evaluate", "predict"])
 def test_help_fits_80_columns_and_tells_exit_codes_and_examples(command):
     code, out, _ = ended(command, "--help", COLUMNS="80")
     assert code == 0

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from debride.errors import ImagesError, ModelError, ReportError, UsageError
 from debride.export.attacks import Attack, report_beside, reported_attacks
@@ -204,6 +205,21 @@ def test_the_twin_rounds_every_value_between_operators(proto):
     assert 0 < np.abs(found - expected).max() <= 0.02 * (np.ptp(expected) + 1e-6)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_twin_says_what_onnxs_reference_says_of_the_graph_in_halves(seed, tmp_path):
+    b = Builder(17, seed=seed)
+    x = b.op("Relu", b.bn(b.conv("x", 3, 8), 8))
+    x = b.op("Relu", b.op("Add", b.conv(b.op("Sigmoid", b.conv(x, 8, 8)), 8, 8), x))
+    b.op("Softmax", b.op("Gemm", b.op("Flatten", b.op("MaxPool", x, kernel_shape=[8, 8])), b.weight(8, 5), b.weight(5)))
+    proto = b.model(["n", 3, 8, 8], "scores", ["n", 5])
+    half, kept = in_half(read(proto), batch(), tmp_path)
+    expected = ReferenceEvaluator(half).run(None, {"x": batch()})[0]
+    found = scores_of(rounded(float_graph(read(proto), "fp16"), kept), batch())
+    # The reference adds up in halves too.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=0.005)
+    assert np.abs(expected - scores_of(proto, batch())).max() > 1e-5
+
+
 def test_a_weight_beyond_half_precision_is_seen_without_images(tmp_path):
     _, kept = in_half(read(overflowing(1e6)), None, tmp_path)
     by_name = {node.name: node.op_type for node in overflowing(1e6).graph.node}
@@ -236,12 +252,17 @@ def quantised_already(opset=13):
 def test_fewer_bits_twice_are_refused_with_the_node(target):
     with pytest.raises(ModelError, match=r"^model\.onnx: node '\w+' is a QuantizeLinear, so .*--target ort$"):
         float_graph(read(quantised_already()), target)
+
+
+@pytest.mark.parametrize("target", ["int8", "fp16"])
+@pytest.mark.parametrize(("dtype", "word"), [(np.float16, "half"), (np.float64, "double")])
+def test_floats_that_are_no_float32_are_refused(dtype, word, target):
     proto = with_softmax()
     for tensor in proto.graph.initializer:
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
-    proto.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
-    proto.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
-    with pytest.raises(ModelError, match=r"is in half precision already; .*--target ort$"):
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(dtype), tensor.name))
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        value.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    with pytest.raises(ModelError, match=rf"is in {word} precision, and only float32 is .*--target ort$"):
         float_graph(read(proto), target)
 
 

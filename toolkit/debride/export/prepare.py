@@ -17,7 +17,12 @@ _QUANTISED = frozenset(
         *("ConvInteger", "MatMulInteger", "MatMulNBits", "QGemm", "QAttention", "DynamicQuantizeMatMul"),
     )
 )
-_HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+_OTHERS = {
+    onnx.TensorProto.FLOAT16: "half",
+    onnx.TensorProto.BFLOAT16: "half",
+    onnx.TensorProto.DOUBLE: "double",
+}
+"""Floats that the converters make nothing of."""
 
 
 def check_size(model: Model) -> None:
@@ -31,7 +36,7 @@ def check_size(model: Model) -> None:
 def float_graph(model: Model, target: str) -> onnx.ModelProto:
     """A copy of `model` in float32, its functions inlined and every node named, ready to be put into fewer bits.
 
-    Raises `ModelError` where it holds eight-bit or half-precision numbers already.
+    Raises `ModelError` where it is quantised already, or holds floats that are no float32.
     """
     proto = plain(model.proto)
     quantised = next((node for node in _nodes(proto.graph) if _is_quantised(node)), None)
@@ -40,11 +45,13 @@ def float_graph(model: Model, target: str) -> onnx.ModelProto:
             f"{model.path}: node '{quantised.name}' is a {quantised.op_type}, so the model is quantised already and "
             f"{target} would round it a second time; export the float model, or take --target ort"
         )
-    half = next((t.name for t in proto.graph.initializer if t.data_type in _HALVES), None)
-    half = half or next((v.name for v in proto.graph.input if v.type.tensor_type.elem_type in _HALVES), None)
-    if half is not None:
+    types = [(tensor.name, tensor.data_type) for tensor in proto.graph.initializer]
+    types += [(value.name, value.type.tensor_type.elem_type) for value in proto.graph.input]
+    other = next((pair for pair in types if pair[1] in _OTHERS), None)
+    if other is not None:
         raise ModelError(
-            f"{model.path}: '{half}' is in half precision already; export the float32 model, or take --target ort"
+            f"{model.path}: '{other[0]}' is in {_OTHERS[other[1]]} precision, and only float32 is put into fewer bits; "
+            "export the float32 model, or take --target ort"
         )
     constants = {tensor.name for tensor in proto.graph.initializer}
     inputs = [value for value in proto.graph.input if value.name not in constants]
