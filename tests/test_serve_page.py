@@ -177,6 +177,7 @@ def test_of_two_models_the_chosen_one_answers_and_a_report_of_another_file_is_no
     page.wait(lambda: page.one("#report").is_displayed(), "the first one's report")
     choose(page, "tiny, version 2")
     page.wait(lambda: not page.one("#report").is_displayed(), "no report")
+    assert page.text("#unreported") == "No report of an audit lies beside this model."
     assert "of another file" not in page.text("body")
     green = tmp_path / "green.png"
     green.write_bytes(colour_png(1))
@@ -188,6 +189,7 @@ def test_of_two_models_the_chosen_one_answers_and_a_report_of_another_file_is_no
     assert answers(page)[0][0] == "class 8"
     assert page.all(".result .by")[1].text == "tiny, version 2"
     page.wait(lambda: page.one("#report").is_displayed(), "its report again")
+    assert not page.one("#unreported").is_displayed()
 
 
 @pytest.fixture(scope="module")

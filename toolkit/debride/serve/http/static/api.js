@@ -40,7 +40,7 @@ async function send(path, body, type, used) {
   if (type) headers["Content-Type"] = type;
   if (used) headers.Authorization = `Bearer ${used}`;
   try {
-    return await fetch(path, { method: body ? "POST" : "GET", body, headers, cache: "no-store", credentials: "same-origin" });
+    return await fetch(path, { method: body ? "POST" : "GET", body, headers, cache: "no-store" });
   } catch {
     const also = body ? ", or the file cannot be read or is larger than it takes" : "";
     throw new Refusal(`The server does not answer${also}.`);

@@ -27,7 +27,6 @@ export function clear() {
 
 function makeCard(file, model) {
   const frame = element("div", { className: "preview" });
-  frame.append(picture(file, "", (image) => image.replaceWith(element("span", {}, "no preview"))));
   const body = element("div", { className: "answer" }, element("p", { className: "note" }, "waiting"));
   const words = element(
     "div",
@@ -36,11 +35,13 @@ function makeCard(file, model) {
     element("p", { className: "by" }, `${model.name}, version ${model.version}`),
     body,
   );
-  return { item: element("li", { className: "result" }, frame, words), body };
+  return { item: element("li", { className: "result" }, frame, words), frame, body };
 }
 
 async function answer(card, file, model) {
   if (!card.item.isConnected) return; // cleared meanwhile
+  // Not before its turn: hundreds of photos decoded at once would fill the memory.
+  card.frame.append(picture(file, "", (image) => image.replaceWith(element("span", {}, "no preview"))));
   const say = (text) => card.body.replaceChildren(element("p", { className: "note" }, text));
   say("classifying");
   try {

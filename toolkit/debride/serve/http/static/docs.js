@@ -23,10 +23,9 @@ async function start() {
 function draw(document_) {
   byId("version").textContent = `${document_.info.title}, version ${document_.info.version}`;
   const place = byId("operations");
-  place.append(...document_.info.description.split("\n\n").map((text) => element("p", { className: "about" }, marked(text))));
-  if (document_.security) {
-    place.append(element("p", { className: "about" }, marked("This server asks for a token: `Authorization: Bearer TOKEN`.")));
-  }
+  const about = document_.info.description.split("\n\n");
+  if (document_.security) about.push("This server asks for a token: `Authorization: Bearer TOKEN`.");
+  place.append(...about.map((text) => element("p", { className: "about" }, marked(text))));
   const all = operations(document_);
   for (const tag of document_.tags) {
     const mine = all.filter(({ operation }) => operation.tags.includes(tag.name));
@@ -85,7 +84,12 @@ function card({ addresses, method, operation, parameters }) {
 }
 
 const address = (method, path) =>
-  element("p", { className: "address" }, element("span", { className: `method ${method}` }, method.toUpperCase()), code(path));
+  element(
+    "p",
+    { className: "address" },
+    element("span", { className: `method ${method}` }, method.toUpperCase()),
+    code(path),
+  );
 
 function errors(answers) {
   const list = answers.map(([status]) => status).join(", ");
@@ -97,7 +101,8 @@ const row = (...cells) => element("tr", {}, cells.map((cell) => element("td", {}
 const code = (text) => element("code", {}, text);
 
 function parameterRow({ name, in: where, required, description, schema }) {
-  return row(code(name), [where, required ? ", required" : ""], [describe(schema), description ? [". ", description] : ""]);
+  const what = [describe(schema), description ? [". ", description] : ""];
+  return row(code(name), [where, required ? ", required" : ""], what);
 }
 
 /** Media types of the same schema share a row. */

@@ -5,6 +5,7 @@ import { byId, capital, className, element, number, percent, picture } from "./d
 import { cut, figures } from "./tables.js";
 
 const TONES = { clean: "good", sanitized: "good", inconclusive: "unsure" };
+const MOST_SUSPECTS = 20;
 let turn = 0;
 
 /** Draw the report of `model` into its place, or hide that place where there is none. */
@@ -13,6 +14,7 @@ export async function showReport(model) {
   const place = byId("report");
   place.hidden = true;
   place.replaceChildren();
+  byId("unreported").hidden = model.report;
   if (!model.report) return;
   try {
     const report = await (await call(modelPath(model, "/report"))).json();
@@ -66,7 +68,10 @@ function identity(report, model) {
   );
 }
 
-const hash = (name, value) => [element("dt", {}, name), element("dd", {}, element("code", { className: "hash" }, value))];
+const hash = (name, value) => [
+  element("dt", {}, name),
+  element("dd", {}, element("code", { className: "hash" }, value)),
+];
 
 function suspects(report, model, name) {
   const found = report.triggers.filter((trigger) => trigger.suspect);
@@ -75,7 +80,7 @@ function suspects(report, model, name) {
   }
   return [
     element("h3", {}, found.length > 1 ? "Target classes of a backdoor" : "Target class of a backdoor"),
-    ...found.map((trigger) =>
+    ...found.slice(0, MOST_SUSPECTS).map((trigger) =>
       element(
         "article",
         { className: "suspect" },
@@ -88,11 +93,15 @@ function suspects(report, model, name) {
             `${number(report.threshold)}). Stamped on ${trigger.success_n} held-out images of other classes it ` +
             `sends ${percent(trigger.success)} there.`,
         ),
-        shown(trigger.picture, report, model, `Trigger found for ${name(trigger.target)}: its mask and pattern, and images before and after it is stamped on them`),
+        shown(trigger.picture, report, model, pictureWords(name(trigger.target))),
       ),
     ),
+    found.length > MOST_SUSPECTS ? element("p", {}, `And ${found.length - MOST_SUSPECTS} more.`) : null,
   ];
 }
+
+const pictureWords = (name) =>
+  `Trigger found for ${name}: its mask and pattern, and images before and after it is stamped on them`;
 
 /** A figure that fills once the picture is here; null where the report lists none of that name. */
 function shown(file, report, model, alt) {
@@ -112,14 +121,17 @@ function chart(report, model) {
 
 function again({ recheck }, name) {
   if (!recheck) return null;
-  const left = recheck.suspects.length ? `still stand out: ${recheck.suspects.map(name).join(", ")}` : "no class stands out";
-  return element("p", {}, `Triggers were searched for again after the cut: ${left}.`);
+  const { suspects: left } = recheck;
+  const words = left.length ? `still stand out: ${left.map(name).join(", ")}` : "no class stands out";
+  return element("p", {}, `Triggers were searched for again after the cut: ${words}.`);
 }
 
-function notes(report) {
-  const version = report.environment?.debride;
+function notes({ command, environment, seed, warnings = [] }) {
+  const version = environment?.debride ? `, version ${environment.debride}` : "";
   return [
-    report.warnings?.length ? element("ul", { className: "warnings" }, report.warnings.map((text) => element("li", {}, text))) : null,
-    element("p", { className: "note" }, `debride ${report.command}${version ? `, version ${version}` : ""}, seed ${report.seed ?? "unknown"}`),
+    warnings.length ? list(warnings) : null,
+    element("p", { className: "note" }, `debride ${command}${version}, seed ${seed ?? "unknown"}`),
   ];
 }
+
+const list = (texts) => element("ul", { className: "warnings" }, texts.map((text) => element("li", {}, text)));

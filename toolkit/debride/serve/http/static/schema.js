@@ -19,8 +19,8 @@ export function describe(schema) {
 }
 
 function limits({ minimum, maximum, default: usual, pattern }) {
-  const range =
-    minimum !== undefined && maximum !== undefined ? ` ${minimum} to ${maximum}` : minimum !== undefined ? ` from ${minimum}` : "";
+  const to = maximum === undefined ? "" : ` to ${maximum}`;
+  const range = minimum === undefined ? "" : to ? ` ${minimum}${to}` : ` from ${minimum}`;
   return range + (pattern ? `, ${pattern}` : "") + (usual !== undefined ? ` (${usual} if not said)` : "");
 }
 
@@ -38,13 +38,15 @@ function fields(schema, prefix) {
     const row = element(
       "tr",
       {},
-      element("td", {}, element("code", {}, prefix + name), required.has(name) ? "" : element("small", {}, " optional")),
+      element("td", {}, element("code", {}, prefix + name), required.has(name) ? "" : optional()),
       element("td", {}, deeper.length ? (inner.type === "array" ? "list of objects" : "object") : describe(inner)),
       element("td", {}, marked(inner.description ?? "")),
     );
     return [row, ...deeper];
   });
 }
+
+const optional = () => element("small", {}, " optional");
 
 /** Text in which what stands between backticks is code. */
 export function marked(text) {

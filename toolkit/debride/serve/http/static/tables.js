@@ -3,6 +3,9 @@
 import { bar, capital, clipped, element, number, percent } from "./dom.js";
 
 const MOST_ROWS = 40;
+const SHAPLEY = "Shapley values: each channel's share in the attack and in the model's use, when it was chosen.";
+
+const column = (text) => element("th", { scope: "col" }, text);
 
 /** Rates before and after the cut, or as measured where nothing was cut. */
 export function figures(report, name) {
@@ -11,7 +14,8 @@ export function figures(report, name) {
   const targets = [...new Set(before.triggers.map((trigger) => trigger.target))];
   const columns = after ? ["Before", "After"] : ["Measured"];
   const sides = after ? [before, after] : [before];
-  const rows = [[capital(before.clean.kind), sides.map((side) => rate(side.clean.rate, side.clean.interval, side.clean.n))]];
+  const clean = sides.map((side) => rate(side.clean.rate, side.clean.interval, side.clean.n));
+  const rows = [[capital(before.clean.kind), clean]];
   for (const target of targets) {
     const mine = sides.map((side) => side.triggers.filter((trigger) => trigger.target === target));
     const many = mine[0].length > 1 ? `, worst of ${mine[0].length} triggers` : "";
@@ -25,7 +29,7 @@ export function figures(report, name) {
       "table",
       { className: "rates" },
       element("caption", {}, "On images held back from the search; 95 % intervals."),
-      element("thead", {}, element("tr", {}, element("td", {}), columns.map((text) => element("th", { scope: "col" }, text)))),
+      element("thead", {}, element("tr", {}, element("td", {}), columns.map(column))),
       element("tbody", {}, body),
     ),
   ];
@@ -54,7 +58,8 @@ export function cut(report) {
     if (!layers.has(p.layer)) layers.set(p.layer, []);
     layers.get(p.layer).push(p);
   }
-  const top = report.pruned.reduce((most, p) => Math.max(most, Math.abs(p.attack ?? 0), Math.abs(p.utility ?? 0)), 1e-12);
+  const largest = (most, { attack, utility }) => Math.max(most, Math.abs(attack ?? 0), Math.abs(utility ?? 0));
+  const top = report.pruned.reduce(largest, 1e-12);
   const groups = [...layers].map(([layer, channels]) =>
     element(
       "tbody",
@@ -78,8 +83,8 @@ export function cut(report) {
       element(
         "table",
         { className: "cut" },
-        element("caption", {}, "Shapley values: each channel's share in the attack and in the model's use, when it was chosen."),
-        element("thead", {}, element("tr", {}, ["Layer", "Channel", "Attack", "Utility"].map((text) => element("th", { scope: "col" }, text)))),
+        element("caption", {}, SHAPLEY),
+        element("thead", {}, element("tr", {}, ["Layer", "Channel", "Attack", "Utility"].map(column))),
         groups,
       ),
       report.pruned.length,
