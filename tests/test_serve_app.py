@@ -122,7 +122,7 @@ def test_a_fixed_batch_takes_single_images_and_its_own_size(server):
 def test_input_that_overflows_the_model_is_no_error_of_the_server(server, value):
     found = server.post(INFER, json=tensor(np.full((1, 3, 6, 5), value)))
     assert found.status_code == 422
-    assert "not finite" in found.json()["error"]
+    assert "NaN or infinite" in found.json()["error"]
 
 
 def test_an_input_that_overflows_does_not_spoil_its_neighbours(models):

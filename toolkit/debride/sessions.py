@@ -29,7 +29,11 @@ _DTYPES = {
     "tensor(float16)": np.float16,
     "tensor(double)": np.float64,
     "tensor(uint8)": np.uint8,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint64)": np.uint64,
     "tensor(int8)": np.int8,
+    "tensor(int16)": np.int16,
     "tensor(int32)": np.int32,
     "tensor(int64)": np.int64,
     "tensor(bool)": np.bool_,
@@ -130,8 +134,8 @@ class Session:
 def write_ort(model: Path, output: Path, runtime: Runtime | None = None, *, native: bool = False) -> None:
     """Writes the ONNX file `model` to `output` in ORT format, optimised for CPUs; metadata stay. Paths only.
 
-    With `native`, weights are laid out in blocks as wide as this processor's vectors, which is faster, and wrong on
-    another kind: onnxruntime's own converter leaves these blocks out too, unless told to.
+    With `native`, weights are laid out in blocks as wide as this processor's vectors: faster, and for its kind alone.
+    onnxruntime's own converter leaves these blocks out too, unless told to.
     Raises `ModelError` where onnxruntime cannot load or write it.
     """
     _require_onnxruntime()

@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import orjson
 from starlette.datastructures import UploadFile
@@ -20,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from debride import __version__
-from debride.errors import ImagesError
+from debride.errors import ImagesError, ModelError
 from debride.imagesize import image_size
 
 from .batching import Batcher
@@ -137,7 +136,6 @@ class Api:
         finally:
             body.release()
         found = dict(zip(names, tensors, strict=True))
-        _check_finite(found)
         labels = served.classifier.spec.class_names
         content, header = render_infer(served.name, served.version, wanted, found, labels)
         if header is None:
@@ -155,8 +153,10 @@ class Api:
             (scores,) = await self._batcher(served).submit(row[None], (output,))
         finally:
             body.release()
-        _check_finite({output: scores})
-        (best,) = served.classifier.ranked(scores, top)
+        try:
+            (best,) = served.classifier.ranked(scores, top)
+        except ModelError as error:
+            raise NoAnswer(f"image: {error}") from error
         return answer(
             {
                 "model_name": served.name,
@@ -246,9 +246,3 @@ async def _file_of_form(request: Request, data: bytes) -> bytes:
             return await files[0].read()
     except HTTPException as error:
         raise BadRequest(f"the form cannot be read: {error.detail}; send one file") from error
-
-
-def _check_finite(tensors: Mapping[str, npt.NDArray[Any]]) -> None:
-    for name, tensor in tensors.items():
-        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
-            raise NoAnswer(f"output {name!r} is not finite for this input: its values are far from those of images")
