@@ -1,5 +1,7 @@
 """Classifying images with a cleaned model: onnxruntime, numpy and OpenCV only, neither torch nor onnx."""
 
-from .classifier import Classifier, Image, Prediction
+from .classifier import Classifier
+from .ranking import Prediction
+from .rows import Image
 
 __all__ = ["Classifier", "Image", "Prediction"]
