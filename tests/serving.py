@@ -76,7 +76,7 @@ class Served:
 
     def records(self) -> list[dict[str, Any]]:
         """The lines of the log that are JSON objects."""
-        return [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in self.log().split("\n") if line.startswith("{")]
 
     def ask(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
@@ -139,6 +139,51 @@ def colour_png(colour: int, size: tuple[int, int] = (6, 5)) -> bytes:
 def first(folder: Path, nth: int = 0) -> Path:
     """One of the sample images of a class."""
     return sorted(folder.glob("*.png"))[nth]
+
+
+def speak(server: Served, data: bytes, *, within: float = 5.0, end: bool = False) -> bytes:
+    """All that comes back to `data` until the server closes; `end` closes our half. Fails where it does not in time."""
+    found, until = b"", time.monotonic() + within
+    with server.socket(timeout=within) as connection:
+        try:
+            connection.sendall(data)
+            if end:
+                connection.shutdown(socket.SHUT_WR)
+            while part := connection.recv(65536):
+                found += part
+                assert time.monotonic() < until, f"still open after {within} s: {found[:200]!r}"
+        except TimeoutError:
+            raise AssertionError(f"neither an answer nor an end within {within} s") from None
+        except (ConnectionResetError, BrokenPipeError):
+            pass  # closed while we still wrote: what it said before may be lost on the way, which is TCP's way
+    return found
+
+
+def statuses(found: bytes) -> list[int]:
+    """The statuses of the answers in what a socket gave."""
+    return [int(status) for status in re.findall(rb"HTTP/1\.[01] (\d{3})", found)]
+
+
+def post(path: str, body: bytes = b"", *headers: str, length: object = None) -> bytes:
+    """A request after which the server closes, whatever it thinks of it; `length` "" leaves Content-Length out."""
+    lines = [f"POST {path} HTTP/1.1", "Host: x", "Connection: close", *headers]
+    if length != "":
+        lines.append(f"Content-Length: {len(body) if length is None else length}")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+
+@contextmanager
+def unharmed(server: Served, growth: int = 64 << 20) -> Iterator[None]:
+    """Afterwards the server answers rightly, has logged no failure, and has grown by less than `growth` bytes."""
+    before = server.memory()
+    yield
+    assert server.process.poll() is None, server.log()[-2000:]
+    answer = server.post("/v2/models/fashion/classify?top=1", first(BAG).read_bytes())
+    assert (answer.status, answer.json()["predictions"][0]["index"]) == (200, 8)
+    records = server.records()
+    assert [record for record in records if record.get("status", 0) == 500 or "traceback" in record] == []
+    assert [record for record in records if record["level"] not in ("info", "warning")] == []
+    assert server.memory() - before < growth
 
 
 @contextmanager
