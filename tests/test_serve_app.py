@@ -170,6 +170,11 @@ def test_the_token_is_asked_of_all_but_pages_and_health(models):
     assert "s3cret" not in repr(ServeSettings(token="s3cret-token"))
 
 
+@pytest.mark.parametrize("path", ["/", "/docs", "/v2", "/nix", "/v2/models/m/report", "/metrics"])
+def test_no_answer_may_be_taken_for_what_it_is_not(server, path):
+    assert server.get(path).headers.get_list("x-content-type-options") == ["nosniff"]
+
+
 def test_answers_carry_the_request_id_given_or_one_of_their_own(server):
     assert server.get("/v2", headers={"X-Request-ID": "abc-1"}).headers["x-request-id"] == "abc-1"
     own = {server.get("/v2", headers={"X-Request-ID": bad}).headers["x-request-id"] for bad in ("", "a b", "x" * 101)}

@@ -25,6 +25,7 @@ _OPEN = frozenset({"/", "/docs", "/openapi.json", "/v2/health/live", "/v2/health
 _ID = re.compile(rb"[A-Za-z0-9._:-]{1,100}")
 # One draw for all: asking the kernel for each would hand the interpreter over to the models' threads every time.
 _RUN, _COUNT = token_hex(6), count(1)
+_NO_SNIFF = (b"x-content-type-options", b"nosniff")
 _INTERNAL = "internal error; the server's log tells more under this answer's X-Request-ID"
 
 
@@ -118,7 +119,10 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message["headers"], (b"x-request-id", self.id.encode())]
+            found = [*message["headers"], (b"x-request-id", self.id.encode())]
+            if not any(name == _NO_SNIFF[0] for name, _ in found):
+                found.append(_NO_SNIFF)
+            message["headers"] = found
         await self._send(message)
 
     async def fail(self, error: RequestError, status: int | None = None) -> None:
