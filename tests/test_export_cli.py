@@ -368,6 +368,14 @@ def test_what_cannot_be_exported_ends_with_3_and_the_reason(run, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ort", "broken.npz", "int8.onnx", "int8.ort"]
 
 
+@pytest.mark.parametrize("target", ["int8", "fp16"])  # onnxruntime writes ORT files in an order that changes
+def test_the_same_model_and_images_give_the_same_file(run, target, tmp_path):
+    for turn in ("a", "b"):
+        assert exported(run, target, tmp_path / f"{turn}.{SUFFIX[target]}")[0] == 0
+    first, second = (path.read_bytes() for path in sorted(tmp_path.iterdir()))
+    assert first == second
+
+
 def test_native_files_say_so(run, tmp_path):
     _, plain, _ = exported(run, "ort", tmp_path / "a.ort")
     _, native, _ = exported(run, "ort", tmp_path / "b.ort", "--native")

@@ -70,21 +70,8 @@ def quantised(
             _require_opset(prepared, proto)
             left = _flat_biases(prepared.graph)
             onnx.save(prepared, ready)
-            quantize_static(
-                str(ready),
-                str(done),
-                _Batches(name, inputs, fixed or min(_BATCH, len(inputs))),
-                quant_format=QuantFormat.QDQ,
-                nodes_to_exclude=left,
-                op_types_to_quantize=sorted({*QDQRegistry, *QLinearOpsRegistry} - _FLOAT),
-                per_channel=True,
-                reduce_range=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                calibrate_method=_METHODS[method],
-                # One batch after the other: the histograms would otherwise keep every activation of all images.
-                extra_options={"CalibStridedMinMax": 1, "CalibPercentile": _PERCENTILE},
-            )
+            reader = _Batches(name, inputs, fixed or min(_BATCH, len(inputs)))
+            _quantise(ready, done, reader, left, method)
     except ModelError:
         raise
     except Exception as error:  # it raises whatever its parts raise, AssertionError among them
@@ -93,6 +80,24 @@ def quantised(
             "take --target fp16 or ort"
         ) from error
     return float_scores(onnx.load(done), output)
+
+
+def _quantise(ready: Path, done: Path, reader: CalibrationDataReader, left: list[str], method: Method) -> None:
+    quantize_static(
+        str(ready),
+        str(done),
+        reader,
+        quant_format=QuantFormat.QDQ,
+        nodes_to_exclude=left,
+        op_types_to_quantize=sorted({*QDQRegistry, *QLinearOpsRegistry} - _FLOAT),
+        per_channel=True,
+        reduce_range=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        calibrate_method=_METHODS[method],
+        # One batch after the other: the histograms would otherwise keep every activation of all images.
+        extra_options={"CalibStridedMinMax": 1, "CalibPercentile": _PERCENTILE},
+    )
 
 
 def _require_opset(ready: onnx.ModelProto, proto: onnx.ModelProto) -> None:
