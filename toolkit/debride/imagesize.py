@@ -13,7 +13,8 @@ from .errors import ImagesError
 _PNM = re.compile(rb"P[1-6](?:\s|#[^\r\n]*[\r\n])+(\d{1,10})\s(?:\s|#[^\r\n]*[\r\n])*(\d{1,10})\s")
 # A colour profile takes 255 segments at most; each is walked here, and a file could hold millions.
 _MAX_SEGMENTS = 1 << 14
-_PNG_END = b"IEND\xaeB`\x82"
+# Encoders write 8 KiB of pixels a chunk or more.
+_MAX_CHUNKS = 1 << 16
 _JPEG_END = b"\xff\xd9"
 
 
@@ -38,7 +39,7 @@ def check_whole(data: bytes, name: str) -> None:
     """
     try:
         if data[:8] == b"\x89PNG\r\n\x1a\n":
-            whole = _PNG_END in data
+            whole = _ends_png(data)
         elif data[:2] == b"\xff\xd8":
             # Not before the scan: a thumbnail among the segments has an end of its own.
             whole = data.find(_JPEG_END, max((at for _, at in _segments(data)), default=0)) >= 0
@@ -62,6 +63,17 @@ def _parse(data: bytes) -> tuple[int, int] | None:
         return _webp(data)
     match = _PNM.match(data[:4096])
     return (int(match[2]), int(match[1])) if match else None
+
+
+def _ends_png(data: bytes) -> bool:
+    """Whether chunk follows chunk up to IEND: OpenCV sets memory aside for what a chunk's length says, up to 4 GB."""
+    at = 8
+    for _ in range(_MAX_CHUNKS):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        at += 12 + length
+        if at > len(data) or kind == b"IEND":
+            return at <= len(data)
+    return False
 
 
 def _jpeg(data: bytes) -> tuple[int, int] | None:
