@@ -34,8 +34,9 @@ class RowMaker:
         tables = _tables(spec).astype(self._dtype)
         self._table = tables.ravel()
         same = bool((tables == tables[0]).all())
-        shape = (spec.depth, 1, 1) if self._planar else (spec.depth,)
-        self._starts = None if same else (256 * np.arange(spec.depth)).reshape(shape)
+        self._shape = (spec.depth, *spec.size) if self._planar else (*spec.size, spec.depth)
+        starts = 256 * np.arange(spec.depth, dtype=np.intp)
+        self._starts = None if same else starts[:, None, None] if self._planar else starts
 
     def row(self, image: Image, name: str, max_pixels: int = MAX_PIXELS) -> npt.NDArray[Any]:
         """`image` in the model's layout and dtype, without a batch axis. Raises `ImagesError` naming the image."""
@@ -55,7 +56,11 @@ class RowMaker:
         view = pixels[:, :, None] if pixels.ndim == 2 else pixels[:, :, ::-1] if self._reverse else pixels
         if self._planar:
             view = view.transpose(2, 0, 1)
-        return self._table.take(view if self._starts is None else view + self._starts, mode="clip")
+        if self._starts is None:
+            return self._table.take(view, mode="clip")
+        # Written in place, since a sum by itself would keep the order of the pixels in memory.
+        places = np.empty(self._shape, np.intp)
+        return self._table.take(np.add(view, self._starts, out=places), mode="clip")
 
     def _computed(self, pixels: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
         spec = self._spec
