@@ -71,8 +71,10 @@ def _ends_png(data: bytes) -> bool:
     for _ in range(_MAX_CHUNKS):
         length, kind = struct.unpack_from(">I4s", data, at)
         at += 12 + length
-        if at > len(data) or kind == b"IEND":
-            return at <= len(data)
+        if at > len(data):
+            return False
+        if kind == b"IEND":
+            return True
     return False
 
 
