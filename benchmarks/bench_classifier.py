@@ -174,12 +174,9 @@ def main() -> None:
         print("| model | batch | onnxruntime, us | classify, us | overhead | pairs |\n|---|---|---|---|---|---|")
         for path in models:
             overhead(path, options.threads, options.seconds)
-        print(
-            "\n| model | files | pixels | one by one, files/s | read ahead, files/s | times |\n|---|---|---|---|---|---|"
-        )
-        for size in ((480, 640), (1080, 1920)):
-            for path in (models[0], models[-1]):
-                files(path, options.threads, options.files, size)
+        print("\n| model | files | pixels | one by one, files/s | ahead, files/s | times |\n|---|---|---|---|---|---|")
+        for size, path in (((32, 32), models[0]), ((480, 640), models[0]), ((480, 640), models[-1])):
+            files(path, options.threads, options.files, size)
 
 
 if __name__ == "__main__":
