@@ -38,12 +38,26 @@ def winners(found):
     return [row[0].label for row in found]
 
 
-def test_importing_serve_loads_neither_torch_nor_onnx():
-    code = "import sys, debride.serve; print([m for m in ('torch', 'onnx', 'onnx_graphsurgeon') if m in sys.modules])"
+def modules_of(code):
     done = subprocess.run(
-        [sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", f"import sys; {code}; print(*sys.modules)"],
+        env={"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert done.stdout.strip() == "[]"
+    return set(done.stdout.split())
+
+
+def test_importing_serve_loads_onnxruntime_numpy_and_opencv_and_little_else():
+    added = modules_of("import debride.serve") - modules_of("import numpy, onnxruntime, cv2")
+    assert {name for name in added if not name.startswith("debride")} <= {
+        *("_json", "json", "json.decoder", "json.encoder", "json.scanner", "dataclasses"),
+        *("numpy.typing", "numpy._typing._add_docstring", "__main__"),
+    }
+    # These are what makes debride's own import slow.
+    assert added.isdisjoint({"debride.types", "debride.images", "debride.measure", "debride.npz"})
+    assert "debride.types_input" in added
 
 
 def test_paths_bytes_and_arrays_of_any_size_are_classified(tmp_path):
@@ -202,3 +216,26 @@ def test_half_and_double_precision_are_served(dtype, numpy_type, softmax):
     served = Classifier(retyped(dtype, softmax=softmax), spec=tiny_spec(class_names=NAMES), runtime=ONE)
     assert (served.prepare(pixels(0), "a").dtype, served.softmax, served.splits) == (numpy_type, not softmax, True)
     assert winners(served.classify([pixels(c) for c in (0, 1, 2, 3)])) == list(NAMES)
+
+
+def test_predict_scales_and_cuts_as_it_is_told(tmp_path):
+    spec = tiny_spec(class_names=NAMES)
+    (tmp_path / "m.onnx").write_bytes(tiny_classifier(spec, metadata={METADATA_KEY: to_json(spec)}))
+    image = pixels(0, (12, 40))
+    image[:, 14:26] = pixels(2, (12, 12))
+    (tmp_path / "a.png").write_bytes(png(image))
+
+    def best(*flags):
+        command = "from debride.cli import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", command, "predict", tmp_path / "m.onnx", tmp_path / "a.png", "--json", *flags],
+            env={"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return json.loads(done.stdout)[0]["predictions"][0]["label"] if done.returncode == 0 else done.stderr
+
+    assert best("--short-side", "6") == "blue"
+    assert best() != "blue"
+    assert "short_side 5 is less than the 6x5 pixels" in best("--short-side", "5")

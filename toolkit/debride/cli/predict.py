@@ -63,7 +63,7 @@ def _classifier(graph: Path, flags: SpecFlags, resources: Resources) -> Classifi
         return Classifier(graph, runtime=resources.runtime())
     session = Session(graph, resources.runtime(), str(graph))
     spec = resolve_spec(session, flags=flags, sidecar=sidecar_of(graph)).spec
-    return Classifier(graph, spec=spec, runtime=resources.runtime())
+    return Classifier(session, spec=spec)
 
 
 def _text(images: Sequence[Path], found: Sequence[Sequence[Prediction]]) -> str:
