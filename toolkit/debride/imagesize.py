@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from .errors import ImagesError
 
 # As OpenCV reads it: a carriage return ends a comment too, and what follows a number at once is lost. Another reading
-# would let a file show us one size and OpenCV another.
-_PNM = re.compile(rb"P[1-6](?:\s|#[^\r\n]*[\r\n])+(\d{1,10})\s(?:\s|#[^\r\n]*[\r\n])*(\d{1,10})\s")
+# would let a file show us one size and OpenCV another. Compiled when first needed: importing this is measured.
+_PNM = rb"P[1-6](?:\s|#[^\r\n]*[\r\n])+(\d{1,10})\s(?:\s|#[^\r\n]*[\r\n])*(\d{1,10})\s"
 # A colour profile takes 255 segments at most; each is walked here, and a file could hold millions.
 _MAX_SEGMENTS = 1 << 14
 # Encoders write 8 KiB of pixels a chunk or more.
@@ -61,7 +61,7 @@ def _parse(data: bytes) -> tuple[int, int] | None:
         return _bmp(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _webp(data)
-    match = _PNM.match(data[:4096])
+    match = re.match(_PNM, data[:4096])
     return (int(match[2]), int(match[1])) if match else None
 
 
