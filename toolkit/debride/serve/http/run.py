@@ -53,8 +53,13 @@ def run(models: Sequence[Served], settings: ServeSettings, listener: socket.sock
         timeout_graceful_shutdown=int(settings.timeout) + 5,
     )
     server = uvicorn.Server(config)
-    # uvicorn puts its own handlers in place of these, and afterwards raises what it caught once more.
-    before = {number: signal.signal(number, server.handle_exit) for number in _STOP}
+
+    def stop(number: int, frame: object) -> None:
+        server.should_exit = True
+
+    # uvicorn puts its own handlers in place of these, and afterwards raises what it caught once more: to its own
+    # handler, one Ctrl-C would then be the second, which cuts short.
+    before = {number: signal.signal(number, stop) for number in _STOP}
     try:
         server.run(sockets=[listener])
     finally:
