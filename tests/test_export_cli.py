@@ -376,6 +376,47 @@ def test_the_same_model_and_images_give_the_same_file(run, target, tmp_path):
     assert first == second
 
 
+def scripted(monkeypatch, *codes):
+    """What the child says of each candidate in turn, in place of running it; how often it was asked."""
+    asked = []
+
+    def ran(command, **_):
+        asked.append(command)
+        return subprocess.CompletedProcess(command, codes[len(asked) - 1])
+
+    monkeypatch.setattr("debride.export.probe.subprocess.run", ran)
+    return asked
+
+
+def test_what_crashes_onnxruntime_is_not_loaded_and_not_written(run, monkeypatch, tmp_path):
+    for target in ("int8", "ort"):
+        asked = scripted(monkeypatch, -signal.SIGSEGV)
+        code, _, err = exported(run, target, tmp_path / f"a.{SUFFIX[target]}")
+        assert code == 3 and "onnxruntime itself crashes on what it would become (SIGSEGV)" in err and len(asked) == 1
+    asked = scripted(monkeypatch, -signal.SIGSEGV, -signal.SIGABRT)
+    code, _, err = exported(run, "fp16", tmp_path / "a.onnx")
+    assert code == 3 and "crashes on it in half precision (SIGABRT); take --target int8 or ort" in err
+    assert len(asked) == 2 and not list(tmp_path.iterdir())
+    asked = scripted(monkeypatch, -signal.SIGSEGV, 0)
+    code, _, err = exported(run, "fp16", tmp_path / "a.onnx")
+    assert code == 0 and "every Transpose stays in float32: in half precision it crashes onnxruntime (SIGSEGV)" in err
+    scripted(monkeypatch, -signal.SIGINT)
+    code, _, err = exported(run, "int8", tmp_path / "b.onnx")
+    assert code == 130 and not (tmp_path / "b.onnx").exists()
+
+
+def test_the_probe_tells_a_crash_from_an_error(monkeypatch, tmp_path):
+    from debride.export.probe import crash_of
+
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    assert crash_of(tmp_path / "broken.onnx", Runtime(1)) == ""
+    assert crash_of(MODEL, Runtime(1)) == ""
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "crash.sh"))
+    (tmp_path / "crash.sh").write_text("#!/bin/sh\nkill -SEGV $$\n")
+    (tmp_path / "crash.sh").chmod(0o755)
+    assert crash_of(MODEL, Runtime(1)) == "SIGSEGV"
+
+
 def test_native_files_say_so(run, tmp_path):
     _, plain, _ = exported(run, "ort", tmp_path / "a.ort")
     _, native, _ = exported(run, "ort", tmp_path / "b.ort", "--native")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from debride.errors import DebrideError, ModelError
 from debride.export.half import halved
 from debride.export.integer import quantised
 from debride.export.prepare import float_graph
+from debride.export.probe import check_survives, crash_of
 from debride.export.reading import Ready
 from debride.export.rounding import rounded
 from debride.export.types import ExportOptions
@@ -29,6 +30,8 @@ EXPORT_KEY = "debride.export"
 """The entry of an exported file's metadata that says what it was made of."""
 CALIBRATION_IMAGES = 512
 _NAMED = 3
+_CRASHES: tuple[tuple[str, ...], ...] = ((), ("Transpose",))
+"""Kinds of operators left in float32, tried in turn until onnxruntime loads the graph without a crash."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +62,7 @@ def _in_ort_format(ready: Ready, options: ExportOptions, runtime: Runtime, folde
     plain, path = folder / "plain.onnx", folder / "exported.ort"
     write_model(ready.model.proto, plain, metadata=_metadata(ready, made))
     write_ort(plain, path, runtime, native=options.native)
+    check_survives(path, runtime)
     return Candidate(path=path, made=made)
 
 
@@ -78,17 +82,27 @@ def _in_integers(ready: Ready, options: ExportOptions, runtime: Runtime, folder:
     made = _made(ready, options, calibration=options.method, images=len(images), seed=options.seed)
     del proto.metadata_props[:]  # the quantiser's notes to itself
     write_model(proto, path, metadata=_metadata(ready, made))
+    check_survives(path, runtime)
     return Candidate(path=path, made=made)
 
 
 def _in_halves(ready: Ready, options: ExportOptions, runtime: Runtime, folder: Path) -> Candidate:
     images, path, twin = _calibration(ready, options), folder / "exported.onnx", folder / "twin.onnx"
-    plain = float_graph(ready.model, options.target)
-    half, kept = halved(plain, images, name=ready.declared.name, fixed=ready.fixed, runtime=runtime, folder=folder)
-    made = _made(ready, options, float32_nodes=len(kept))
-    write_model(half, path, metadata=_metadata(ready, made))
-    write_model(rounded(plain, kept), twin)
-    return Candidate(path=path, made=made, notes=_kept(kept, len(plain.graph.node)), twin=twin)
+    plain, notes, crash = float_graph(ready.model, options.target), list[str](), ""
+    for also in _CRASHES:
+        notes += [f"every {op} stays in float32: in half precision it crashes onnxruntime ({crash})" for op in also]
+        half, kept = halved(
+            plain, images, name=ready.declared.name, fixed=ready.fixed, runtime=runtime, folder=folder, also=also
+        )
+        made = _made(ready, options, float32_nodes=len(kept))
+        write_model(half, path, metadata=_metadata(ready, made), force=True)
+        crash = crash_of(path, runtime)
+        if not crash:
+            write_model(rounded(plain, kept), twin)
+            large = [node.name for node in plain.graph.node if node.name in kept and node.op_type not in also]
+            notes += _kept(large, len(plain.graph.node))
+            return Candidate(path=path, made=made, notes=tuple(notes), twin=twin)
+    raise ModelError(f"onnxruntime itself crashes on it in half precision ({crash}); take --target int8 or ort")
 
 
 def _made(ready: Ready, options: ExportOptions, **more: Any) -> dict[str, Any]:
@@ -120,8 +134,8 @@ def _calibration(ready: Ready, options: ExportOptions) -> npt.NDArray[Any] | Non
     return encode(images, ready.spec).astype(ready.entry.dtype, copy=False)
 
 
-def _kept(nodes: tuple[str, ...], total: int) -> tuple[str, ...]:
+def _kept(nodes: Sequence[str], total: int) -> list[str]:
     if not nodes:
-        return ()
+        return []
     named = ", ".join(nodes[:_NAMED]) + (f" and {len(nodes) - _NAMED} more" if len(nodes) > _NAMED else "")
-    return (f"{len(nodes)} of {total} nodes stay in float32, where half precision would overflow: {named}",)
+    return [f"{len(nodes)} of {total} nodes stay in float32, where half precision would overflow: {named}"]

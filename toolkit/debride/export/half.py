@@ -5,7 +5,7 @@ The converter clips weights beyond the range without a word, and lets activation
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,13 @@ def halved(
     fixed: int | None,
     runtime: Runtime,
     folder: Path,
+    also: Collection[str] = (),
 ) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """`proto` (float32, nodes named) in half precision, its inputs and outputs in float32; the nodes that stay float32.
 
     These make or read an activation that comes within a factor of 4 of the largest half on `inputs` (N, ...), fed to
     input `name` in batches (of `fixed`), or read a weight beyond it. Without `inputs` only weights are looked at.
+    Operators of the kinds `also` stay in float32 as well.
 
     Raises `ModelError` where onnxruntime cannot run the graph, or the converter fails.
     """
@@ -53,7 +55,11 @@ def halved(
     if inputs is not None:
         peaks = _peaks(proto, inputs, name, fixed, runtime, folder)
         large |= {tensor for tensor, peak in peaks.items() if not peak * _MARGIN <= LARGEST}
-    kept = [node.name for node in proto.graph.node if large.intersection((*node.input, *node.output))]
+    kept = [
+        node.name
+        for node in proto.graph.node
+        if node.op_type in also or large.intersection((*node.input, *node.output))
+    ]
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     try:
