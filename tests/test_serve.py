@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -137,11 +138,19 @@ def test_a_model_that_is_not_there_is_an_error_that_names_it(tmp_path):
         np.full((6, 5, 3), np.nan),
         np.zeros((6, 5, 3), np.int64),
         b"junk",
+        None,
+        bytearray(png(pixels(0))),
     ],
 )
 def test_an_image_that_cannot_be_used_is_an_error_that_says_which(image):
     with pytest.raises(ImagesError, match=r"^image 1: "):
         classifier().classify([pixels(0), image])
+
+
+@pytest.mark.parametrize("one", ["photo.png", b"junk", Path("photo.png")])
+def test_one_image_that_is_no_list_is_an_error_that_says_how_to_give_it(one):
+    with pytest.raises(ImagesError, match=r"classify\(\[image\]\)"):
+        classifier().classify(one)
 
 
 def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ModelError
+from ..errors import ImagesError, ModelError
 from ..pixels import MAX_PIXELS
 from ..sessions import Runtime, Session
 from ..spec import resolve_spec, sidecar_of
@@ -78,6 +78,8 @@ class Classifier:
         bilinear up), grey and colour converted. `images` may be a generator: it is consumed a few batches ahead at
         most. Raises `ImagesError` naming the image, `ModelError` where the model gives no finite scores.
         """
+        if isinstance(images, str | bytes | Path):
+            raise ImagesError("classify takes several images, and one was given: write classify([image])")
         if isinstance(images, list | tuple) and len(images) == 1:
             # What the way of the many takes by itself shows beside a small model's run.
             return self.ranked(self._scores(self._rows.row(images[0], "image 0")[None]), top)

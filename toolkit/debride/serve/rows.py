@@ -47,6 +47,8 @@ class RowMaker:
         if isinstance(image, str | Path):
             name = str(image)
             image = read_file(Path(image))
+        elif not isinstance(image, bytes):
+            raise ImagesError(f"{name}: is a {type(image).__name__}; give a path, a file's bytes or an array")
         pixels = read_pixels(image, name, max_pixels)
         if pixels.dtype == np.uint8 and pixels.shape in self._direct:
             return self._looked_up(pixels)
