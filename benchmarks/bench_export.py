@@ -1,9 +1,10 @@
 """Exports of the vendor models and of the cleaned sample: accuracy, true attack success, size and speed of each.
 
-`python benchmarks/bench_export.py --threads 1`, or `--models a,b`. Every export runs in a process of its own, which is
-given the model and a few clean images; it is then graded on images that no stage has seen, with the trigger of the
-manifest (read here and nowhere else). The sample is cleaned by `debride sanitize` first, and its exports are tried with
-the triggers of that report too. Ratios of time are measured side by side within one process, one image at a time.
+`python benchmarks/bench_export.py --threads 1`, or `--models a,b`, or `--cleaned a,b` for vendor models that
+`debride sanitize` cleans first, as it does the sample. Every export runs in a process of its own, which is given the
+model, a few clean images and, of a cleaned model, the report; it is then graded on images that no stage has seen, with
+the trigger of the manifest (read here and nowhere else). Ratios of time are measured side by side within one process,
+one image at a time.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Case:
     model: Path
     images: Path
     flags: tuple[str, ...]
-    grade: Any
+    grade: Callable[[Path], Grade]
     before: Grade
 
 
@@ -99,20 +100,36 @@ def vendor_case(name: str, entry: Mapping[str, Any], options: argparse.Namespace
     return Case(name=name, model=model, images=images, flags=(), grade=graded, before=graded(model))
 
 
-def sample_case(options: argparse.Namespace, work: Path) -> Case:
-    """The shipped sample, cleaned; its own images grade it, and the trigger that it was poisoned with."""
-    samples, model, report = ROOT / "samples", work / "cleaned.onnx", work / "cleaned-report"
+def cleaned(name: str, model: Path, images: Path, options: argparse.Namespace, work: Path) -> tuple[Path, Path]:
+    """What `debride sanitize` makes of `model`, and the report on it."""
+    output, report = work / f"{name}-cleaned.onnx", work / f"{name}-cleaned-report"
     ran = child(
         [
-            *("sanitize", str(samples / "fashion-backdoored.onnx"), "--images", str(samples / "images")),
-            *("--per-class", str(options.per_class), "--threads", str(options.threads), "--quiet"),
-            *("--output", str(model), "--report", str(report)),
+            *("sanitize", str(model), "--images", str(images), "--quiet"),
+            *("--per-class", str(options.per_class), "--threads", str(options.threads)),
+            *("--output", str(output), "--report", str(report)),
         ],
         work / "sanitize.log",
     )
     if ran.code != 0:
-        sys.exit(f"sanitize ended with {ran.code}: {ran.said}")
-    test = load_images(samples / "images", depth=1).samples()
+        sys.exit(f"sanitize of {name} ended with {ran.code}: {ran.said}")
+    return output, report
+
+
+def cleaned_case(name: str, entry: Mapping[str, Any], options: argparse.Namespace, work: Path) -> Case:
+    """A vendor model, cleaned first; its exports are tried with the triggers that were found."""
+    case = vendor_case(name, entry, options)
+    model, report = cleaned(name, case.model, case.images, options, work)
+    flags = ("--report", str(report))
+    return replace(case, name=f"{name}, cleaned", model=model, flags=flags, before=case.grade(model))
+
+
+def sample_case(options: argparse.Namespace, work: Path) -> Case:
+    """The shipped sample, cleaned; its own images grade it, and the trigger that it was poisoned with."""
+    samples = ROOT / "samples"
+    images = samples / "images"
+    model, report = cleaned("sample", samples / "fashion-backdoored.onnx", images, options, work)
+    test = load_images(images, depth=1).samples()
     trigger = load_trigger(samples / "true-trigger.npz")
 
     def graded(path: Path) -> Grade:
@@ -120,35 +137,39 @@ def sample_case(options: argparse.Namespace, work: Path) -> Case:
         found = evaluate(predictor(session, resolve_spec(session).spec), test, (trigger,))
         return Grade(accuracy=found.clean.value, asr=found.triggers[0].asr.value)
 
-    return Case(
-        name="sample, cleaned",
-        model=model,
-        images=samples / "images",
-        flags=("--report", str(report)),
-        grade=graded,
-        before=graded(model),
-    )
+    flags = ("--report", str(report))
+    return Case(name="sample, cleaned", model=model, images=images, flags=flags, grade=graded, before=graded(model))
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     options = parser(__doc__)
     options.add_argument("--models", default="", help="names in the manifest, separated by commas (default: all)")
+    options.add_argument("--cleaned", default="", help="these alone, each cleaned by debride sanitize first")
     return options.parse_args()
+
+
+def cases(entries: Mapping[str, Any], options: argparse.Namespace, work: Path) -> Iterator[Case]:
+    """What to export, each made when its turn comes."""
+    if options.cleaned:
+        for name in chosen(entries, options.cleaned):
+            yield cleaned_case(name, entries[name], options, work)
+        return
+    for name in chosen(entries, options.models):
+        if entries[name]["file"].endswith(".onnx"):
+            yield vendor_case(name, entries[name], options)
+    yield sample_case(options, work)
 
 
 def main() -> None:
     """Prints the table as Markdown, line by line as the exports end."""
     options = arguments()
     entries = manifest(options.shared) or {}
-    names = [name for name in chosen(entries, options.models) if entries[name]["file"].endswith(".onnx")]
     print("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD), flush=True)
     with tempfile.TemporaryDirectory() as work:
-        for name in names:
-            for row in rows(vendor_case(name, entries[name], options), options, Path(work)):
+        for case in cases(entries, options, Path(work)):
+            for row in rows(case, options, Path(work)):
                 print("| " + " | ".join(row) + " |", flush=True)
-        for row in rows(sample_case(options, Path(work)), options, Path(work)):
-            print("| " + " | ".join(row) + " |", flush=True)
 
 
 if __name__ == "__main__":
