@@ -39,8 +39,8 @@ def try_out(run: Run, rows: RowMaker, spec: InputSpec, padding: int, name: str) 
     return found[0].shape[1], are_probabilities(np.concatenate(usable))
 
 
-def splits(run: Run, rows: RowMaker, spec: InputSpec, fixed: int, name: str) -> bool:
-    """Whether an image's scores depend on that image alone, whatever else is in its batch (of `fixed` rows, 0: any).
+def splits(run: Run, rows: RowMaker, spec: InputSpec, fixed: int) -> bool:
+    """Whether a row of what `run` gives depends on its image alone, not on the rest of the batch (`fixed` rows, 0: any).
 
     Not so where one scale is computed for a batch (dynamic quantisation) or its mean is subtracted (batch
     normalisation as in training), nor where a graph takes batches of one only though it says otherwise.
@@ -48,18 +48,29 @@ def splits(run: Run, rows: RowMaker, spec: InputSpec, fixed: int, name: str) -> 
     size, alone = fixed or _TOGETHER, fixed or 1
     mixed = np.stack([rows.row(picture, "probe") for _, picture in zip(range(size), _noise(spec), strict=False)])
     try:
-        together = checked(run(mixed), size, name)
+        together = run(mixed)
         for at in range(min(size, _TOGETHER)):
-            company = checked(run(_repeated(mixed[at], size)), size, name)[at]
-            single = checked(run(_repeated(mixed[at], alone)), alone, name)[0]
-            spread = float(np.ptp(company)) or 1.0
-            if np.abs(together[at] - company).max() > _SAME * spread:
+            company, single = run(_repeated(mixed[at], size)), run(_repeated(mixed[at], alone))
+            if not all(_has_rows(found, n) for found, n in ((together, size), (company, size), (single, alone))):
                 return False
-            if np.abs(together[at] - single).max() > _SIMILAR * spread:
+            if not _close(together[at], company[at], _SAME) or not _close(together[at], single[0], _SIMILAR):
                 return False
     except ModelError:
         return False
     return True
+
+
+def _has_rows(found: npt.NDArray[Any], rows: int) -> bool:
+    return found.ndim > 0 and len(found) == rows and found.dtype.kind in "fiub"
+
+
+def _close(one: npt.NDArray[Any], other: npt.NDArray[Any], share: float) -> bool:
+    """Whether both are finite and differ by no more than `share` of their spread."""
+    if one.shape != other.shape:
+        return False
+    a, b = np.asarray(one, np.float64), np.asarray(other, np.float64)
+    spread = float(np.ptp(b)) if b.size else 0.0
+    return bool(np.isfinite(a).all() and np.abs(a - b).max(initial=0) <= share * (spread or 1.0))
 
 
 def _repeated(row: npt.NDArray[Any], times: int) -> npt.NDArray[Any]:

@@ -7,6 +7,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+import cv2
 import orjson
 
 LogFormat = Literal["text", "json"]
@@ -18,6 +19,8 @@ def configure(kind: LogFormat) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if kind == "json" else _Text())
     LOGGER.setLevel(logging.INFO)
+    # What OpenCV thinks of a broken image is in the answer; on stderr it would break lines of JSON.
+    cv2.setLogLevel(0)
     # uvicorn tells of starting and stopping itself; what it warns of is kept.
     uvicorn = logging.getLogger("uvicorn")
     uvicorn.setLevel(logging.WARNING)

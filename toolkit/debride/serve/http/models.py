@@ -10,8 +10,6 @@ from hmac import compare_digest
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
-
 from debride.errors import ModelError, UsageError
 from debride.serve.classifier import Classifier
 from debride.sessions import Runtime, Session
@@ -25,7 +23,6 @@ from .reports import ServedReport
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _VERSION = re.compile(r"0|[1-9][0-9]{0,8}")
 _HEX = re.compile(r"[0-9a-f]{64}")
-_PROBE = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,34 +203,9 @@ def _session(path: Path, data: bytes, runtime: Runtime, *, pinned: bool) -> Sess
 
 def _plan(classifier: Classifier) -> Plan:
     """Which outputs may be stacked: those whose rows stay the same in company, seen on random images."""
-    session, spec = classifier.session, classifier.spec
-    entry = next(i for i in session.inputs if i.name == spec.name)
-    fixed = entry.shape[0] or 0
-    names = [output.name for output in session.outputs]
-    if fixed == 1 or not classifier.splits:
-        return Plan(input=spec.name, fixed=fixed)
-    rng = np.random.default_rng(0)
-    size = (*spec.size, spec.depth)
-    images = rng.integers(0, 256, (fixed or _PROBE, *size), np.uint8)
-    rows = np.stack([classifier.prepare(image, "noise") for image in images])
-    together = session.run({spec.name: rows}, names)
-    fill = max(fixed, 1)
-    alone = [session.run({spec.name: np.repeat(row[None], fill, axis=0)}, names) for row in rows]
-    return Plan(
-        input=spec.name,
-        fixed=fixed,
-        stackable=frozenset(
-            name
-            for at, name in enumerate(names)
-            if together[at].ndim and len(together[at]) == len(rows)
-            and _same(together[at], np.stack([found[at][0] if found[at].ndim else found[at] for found in alone]))
-        ),
-    )  # fmt: skip
-
-
-def _same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether both are equal but for rounding, of which products of other shapes have their own."""
-    if one.shape != other.shape or one.dtype.kind not in "fiub":
-        return False
-    a, b = one.astype(np.float64), other.astype(np.float64)
-    return bool(np.isfinite(a).all() and np.abs(a - b).max(initial=0) <= 1e-4 * max(np.ptp(a), 1e-6))
+    name = classifier.spec.name
+    fixed = classifier.session.input_named(name).shape[0] or 0
+    if fixed == 1:
+        return Plan(input=name, fixed=fixed)
+    outputs = (output.name for output in classifier.session.outputs)
+    return Plan(input=name, fixed=fixed, stackable=frozenset(filter(classifier.splits_output, outputs)))
