@@ -406,6 +406,25 @@ def test_what_crashes_onnxruntime_is_not_loaded_and_not_written(run, monkeypatch
     assert code == 130 and not (tmp_path / "b.onnx").exists()
 
 
+@pytest.mark.parametrize("target", ["int8", "fp16"])
+def test_a_broken_graph_that_a_converter_makes_is_not_written(run, monkeypatch, target, tmp_path):
+    name = {"int8": "quantised", "fp16": "halved"}[target]
+    real = getattr(debride.export.convert, name)
+
+    def disordered(*arguments, **more):
+        made = real(*arguments, **more)
+        graph = (made if target == "int8" else made[0]).graph
+        nodes = list(graph.node)[::-1]
+        del graph.node[:]
+        graph.node.extend(nodes)
+        return made
+
+    monkeypatch.setattr(debride.export.convert, name, disordered)
+    code, _, err = exported(run, target, tmp_path / "a.onnx")
+    assert code == 3 and "onnxruntime's converter makes a broken graph of it (" in err
+    assert "take another --target" in err and not list(tmp_path.iterdir())
+
+
 def test_the_probe_tells_a_crash_from_an_error(monkeypatch, tmp_path):
     from debride.export.probe import crash_of
 

@@ -21,6 +21,7 @@ from debride.export.probe import check_survives, crash_of
 from debride.export.reading import Ready
 from debride.export.rounding import rounded
 from debride.export.types import ExportOptions
+from debride.graph.read import read_model
 from debride.graph.write import write_model
 from debride.images import encode
 from debride.sessions import Runtime, environment, write_ort
@@ -82,6 +83,7 @@ def _in_integers(ready: Ready, options: ExportOptions, runtime: Runtime, folder:
     made = _made(ready, options, calibration=options.method, images=len(images), seed=options.seed)
     del proto.metadata_props[:]  # the quantiser's notes to itself
     write_model(proto, path, metadata=_metadata(ready, made))
+    _check_valid(path)
     check_survives(path, runtime)
     return Candidate(path=path, made=made)
 
@@ -96,6 +98,7 @@ def _in_halves(ready: Ready, options: ExportOptions, runtime: Runtime, folder: P
         )
         made = _made(ready, options, float32_nodes=len(kept))
         write_model(half, path, metadata=_metadata(ready, made), force=True)
+        _check_valid(path)
         crash = crash_of(path, runtime)
         if not crash:
             write_model(rounded(plain, kept), twin)
@@ -103,6 +106,16 @@ def _in_halves(ready: Ready, options: ExportOptions, runtime: Runtime, folder: P
             notes += _kept(large, len(plain.graph.node))
             return Candidate(path=path, made=made, notes=tuple(notes), twin=twin)
     raise ModelError(f"onnxruntime itself crashes on it in half precision ({crash}); take --target int8 or ort")
+
+
+def _check_valid(path: Path) -> None:
+    """What a converter makes is read as strictly as what a stranger sends."""
+    try:
+        read_model(path, free=False)
+    except ModelError as error:
+        raise ModelError(
+            f"onnxruntime's converter makes a broken graph of it ({error}); take another --target"
+        ) from error
 
 
 def _made(ready: Ready, options: ExportOptions, **more: Any) -> dict[str, Any]:
