@@ -40,7 +40,7 @@ def try_out(run: Run, rows: RowMaker, spec: InputSpec, padding: int, name: str) 
 
 
 def splits(run: Run, rows: RowMaker, spec: InputSpec, fixed: int) -> bool:
-    """Whether a row of what `run` gives depends on its image alone, not on the rest of the batch (`fixed` rows, 0: any).
+    """Whether a row of what `run` gives depends on its image alone, not on the batch's rest (`fixed` rows, 0: any).
 
     Not so where one scale is computed for a batch (dynamic quantisation) or its mean is subtracted (batch
     normalisation as in training), nor where a graph takes batches of one only though it says otherwise.

@@ -20,7 +20,7 @@ def configure(kind: LogFormat) -> None:
     handler.setFormatter(_Json() if kind == "json" else _Text())
     LOGGER.setLevel(logging.INFO)
     # What OpenCV thinks of a broken image is in the answer; on stderr it would break lines of JSON.
-    cv2.setLogLevel(0)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     # uvicorn tells of starting and stopping itself; what it warns of is kept.
     uvicorn = logging.getLogger("uvicorn")
     uvicorn.setLevel(logging.WARNING)
