@@ -9,6 +9,7 @@
 #   make bench-adapters     which models of which framework become ONNX, and how equal
 #   make bench-graphs       every architecture's graph: loads, matches, zeroes, slims; a quarter of an hour
 #   make bench-memory       how much memory large models take
+#   make bench-export       what exports for the edge keep of accuracy, size and speed
 #   make bench-serving      the server beside a plain FastAPI app, and the classifier beside a bare session
 #
 #   EXTRA=gpu        onnxruntime for CUDA instead of the CPU's
@@ -42,7 +43,7 @@ DEMO_EVALUATE = --images $(DEMO_IMAGES) --trigger samples/true-trigger.npz
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-frameworks test-browser lint bench bench-adapters bench-proxy bench-graphs bench-memory \
-	bench-serving clean
+	bench-export bench-serving clean
 
 help:
 	@sed -n '/^#   /s/^#   //p' Makefile
@@ -109,6 +110,9 @@ bench-graphs: $(FRAMEWORKS_STAMP)
 
 bench-memory: $(TEST_STAMP)
 	$(BIN)/python benchmarks/bench_memory.py --large
+
+bench-export: $(TEST_STAMP)
+	$(BIN)/python benchmarks/bench_export.py --threads 1
 
 bench-serving: $(TEST_STAMP)
 	$(BIN)/python benchmarks/bench_classifier.py
