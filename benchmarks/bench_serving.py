@@ -18,22 +18,27 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 
 from serving_requests import Case, cases, write_script
 
 HERE = Path(__file__).resolve().parent
-RIVALS = [(style, threads) for style in ("async", "def") for threads in (0, 1)]
+Variant = tuple[str, int]
+"""Of the rival: its endpoints, and onnxruntime's threads."""
+Round = tuple[float, dict[Variant, float]]
+"""Answers a second: debride's, and those of the rival's variants."""
+RIVALS: list[Variant] = [(style, threads) for style in ("async", "def") for threads in (0, 1)]
 CONCURRENCY = (1, 8, 32, 64)
+CHOSEN_AT = 32
+"""Connections at which the rival's fastest variant is chosen."""
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
 
 
 @contextmanager
-def running(command: Sequence[object], folder: Path) -> Iterator[int]:
-    """The port of a server that `command` starts and that tells its address."""
-    log = folder / "server.log"
+def running(command: Sequence[object], log: Path) -> Iterator[int]:
+    """The port of a server that `command` starts and that tells its address in `log`."""
     with log.open("wb") as written:
         process = subprocess.Popen([str(part) for part in command], stdout=written, stderr=written)
     try:
@@ -73,43 +78,50 @@ def rate(script: Path, port: int, path: str, connections: int, seconds: int) -> 
     return float(found[1])
 
 
-def best_rival(case: Case, folder: Path, seconds: int) -> tuple[str, int, dict[str, float]]:
-    """The fastest variant at 32 connections, and the rates of all."""
-    script, rates = write_script(case.rival, folder / "rival.lua"), {}
-    for style, threads in RIVALS:
-        with running(rival(case, style, threads), folder) as port:
-            rate(script, port, case.rival.path, 32, 1)
-            rates[f"{style} {threads or 'default'}"] = rate(script, port, case.rival.path, 32, seconds)
-    style, threads = max(RIVALS, key=lambda one: rates[f"{one[0]} {one[1] or 'default'}"])
-    return style, threads, rates
-
-
 def compare(case: Case, folder: Path, options: argparse.Namespace) -> list[str]:
-    """Rows of the table for one case, one per concurrency."""
-    style, threads, rates = best_rival(case, folder, options.seconds)
-    print(f"<!-- {case.name}: " + ", ".join(f"{k} {v:.0f}/s" for k, v in rates.items()) + " -->", flush=True)
-    measured: dict[int, list[tuple[float, float]]] = {c: [] for c in options.connections}
-    scripts = write_script(case.ours, folder / "ours.lua"), write_script(case.rival, folder / "rival.lua")
-    with (
-        running(ours(case, options.flags.split()), folder) as port,
-        running(rival(case, style, threads), folder) as other,
-    ):
-        for script, at, path in ((scripts[0], port, case.ours.path), (scripts[1], other, case.rival.path)):
-            rate(script, at, path, 8, 1)
-        for _ in range(options.rounds):
-            for c in options.connections:
-                mine = rate(scripts[0], port, case.ours.path, c, options.seconds)
-                measured[c].append((mine, rate(scripts[1], other, case.rival.path, c, options.seconds)))
-    rows = []
-    for c, pairs in measured.items():
-        ratios = [mine / theirs for mine, theirs in pairs]
-        mine, theirs = (median(column) for column in zip(*pairs, strict=True))
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        rows.append(
-            f"| {case.name} | {c} | {mine:.0f} | {theirs:.0f} | {style}, {threads or 'default'} "
-            f"| {median(ratios):.2f} | {spread} |"
-        )
-    return rows
+    """Rows of the table for one case, one per concurrency. All servers wait while one is measured."""
+    mine, theirs = write_script(case.ours, folder / "ours.lua"), write_script(case.rival, folder / "rival.lua")
+    with ExitStack() as stack:
+        port = stack.enter_context(running(ours(case, options.flags.split()), folder / "ours.log"))
+        others = {
+            variant: stack.enter_context(running(rival(case, *variant), folder / f"rival-{at}.log"))
+            for at, variant in enumerate(RIVALS)
+        }
+
+        def rounds(connections: int, variants: Sequence[Variant]) -> list[Round]:
+            """Alternately debride and each of the variants."""
+            return [
+                (
+                    rate(mine, port, case.ours.path, connections, options.seconds),
+                    {v: rate(theirs, others[v], case.rival.path, connections, options.seconds) for v in variants},
+                )
+                for _ in range(options.rounds)
+            ]
+
+        rate(mine, port, case.ours.path, 8, 1)  # what is done once is done
+        for other in others.values():
+            rate(theirs, other, case.rival.path, 8, 1)
+        rounds_of = {CHOSEN_AT: rounds(CHOSEN_AT, RIVALS)}
+        medians = {v: median(found[v] for _, found in rounds_of[CHOSEN_AT]) for v in RIVALS}
+        best = max(RIVALS, key=medians.__getitem__)
+        told = ", ".join(f"{words(v)} {per_second:.0f}/s" for v, per_second in medians.items())
+        print(f"<!-- {case.name}, rivals at {CHOSEN_AT} connections: {told} -->", flush=True)
+        for connections in options.connections:
+            if connections != CHOSEN_AT:
+                rounds_of[connections] = rounds(connections, [best])
+    return [_row(case, connections, rounds_of[connections], best) for connections in options.connections]
+
+
+def words(variant: Variant) -> str:
+    """A variant of the rival, as the table has it."""
+    return f"{variant[0]}, {variant[1] or 'default'}"
+
+
+def _row(case: Case, connections: int, measured: Sequence[Round], best: Variant) -> str:
+    ratios = [own / found[best] for own, found in measured]
+    own, their = median(own for own, _ in measured), median(found[best] for _, found in measured)
+    numbers = f"{connections} | {own:.0f} | {their:.0f} | {words(best)} | {median(ratios):.2f}"
+    return f"| {case.name} | {numbers} | {min(ratios):.2f} to {max(ratios):.2f} |"
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import sys
@@ -32,6 +33,15 @@ def clean(tally):
     assert (tally.torn, tally.late, tally.refused, tally.unanswered) == (0, 0, 0, 0)
     assert set(tally.answers) <= {200, 429}
     assert tally.answers[200] > 0
+
+
+@pytest.mark.parametrize("change", [{"index": 1}, {"probability": 2e-4}])
+def test_an_answer_to_another_image_would_be_seen(wanted, change):
+    right = wanted[0].expected
+    row = {"index": right.index, "probability": right.probability}
+    assert wanted[0].fault(json.dumps({"predictions": [row]}).encode()) is None
+    wrong = {key: value + change.get(key, 0) for key, value in row.items()}
+    assert wanted[0].fault(json.dumps({"predictions": [wrong]}).encode())
 
 
 class Watched(Thread):
