@@ -31,12 +31,20 @@ def configure(kind: LogFormat) -> None:
 
 def event(name: str, /, level: int = logging.INFO, **fields: Any) -> None:
     """Logs the event `name` with `fields`, whose values JSON can hold; parts of them may come from a client."""
-    LOGGER.log(level, name, extra={"fields": fields})
+    if LOGGER.isEnabledFor(level):
+        _handle(level, name, fields)
 
 
 def failure(name: str, error: BaseException, **fields: Any) -> None:
     """Logs an error that should not have been, with its traceback."""
-    LOGGER.error(name, exc_info=error, extra={"fields": fields})
+    _handle(logging.ERROR, name, fields, (type(error), error, error.__traceback__))
+
+
+def _handle(level: int, name: str, fields: dict[str, Any], exc_info: Any = None) -> None:
+    # As Logger.log, without its search of the stack for the caller: each answer is an event.
+    record = logging.LogRecord(LOGGER.name, level, "", 0, name, None, exc_info)
+    record.fields = fields
+    LOGGER.handle(record)
 
 
 def _time(record: logging.LogRecord) -> str:
@@ -66,5 +74,7 @@ class _Text(logging.Formatter):
 
 def _plain(value: Any) -> str:
     """`value` without what a terminal would obey; quoted where it holds blanks."""
-    text = "".join(c if c.isprintable() else "?" for c in str(value))
+    text = str(value)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else "?" for c in text)
     return f'"{text}"' if " " in text else text
