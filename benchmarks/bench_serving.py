@@ -88,12 +88,14 @@ def compare(case: Case, folder: Path, options: argparse.Namespace) -> list[str]:
             for at, variant in enumerate(RIVALS)
         }
 
+        seconds = options.seconds * case.patience
+
         def rounds(connections: int, variants: Sequence[Variant]) -> list[Round]:
             """Alternately debride and each of the variants."""
             return [
                 (
-                    rate(mine, port, case.ours.path, connections, options.seconds),
-                    {v: rate(theirs, others[v], case.rival.path, connections, options.seconds) for v in variants},
+                    rate(mine, port, case.ours.path, connections, seconds),
+                    {v: rate(theirs, others[v], case.rival.path, connections, seconds) for v in variants},
                 )
                 for _ in range(options.rounds)
             ]
