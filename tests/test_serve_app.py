@@ -308,12 +308,13 @@ def test_not_ready_before_it_starts(models):
 
 
 def test_logs_are_lines_of_json_or_text_without_what_a_terminal_obeys(models, capsys):
-    from debride.serve.http.logs import configure
+    from debride.serve.http.logs import LOGGER, configure
 
     for kind in ("json", "text"):
         configure(kind)
         with client(models) as server:
             server.get("/nix%1b[31m%0aforged")
+        LOGGER.handlers[0].flush()
         (line,) = [text for text in capsys.readouterr().err.splitlines() if "nix" in text]
         assert "\x1b" not in line
         if kind == "json":

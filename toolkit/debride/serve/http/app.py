@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from debride import __version__
 
 from .batching import Batcher
+from .direct import Direct
 from .gate import Gate
 from .metrics import CONTENT_TYPE, Metrics
 from .models import Models, Served
@@ -49,7 +50,9 @@ def create_app(models: Sequence[Served], settings: ServeSettings, *, quiet: bool
         Route("/metrics", exposition, methods=["GET"]),
         *page_routes(document(list(served), token=bool(settings.token), version=__version__)),
     ]
-    return Gate(Router(routes, redirect_slashes=False, lifespan=lifespan), settings, metrics, quiet=quiet)
+    router = Router(routes, redirect_slashes=False, lifespan=lifespan)
+    direct = Direct(router, {"infer": api.infer, "classify": api.classify}, api.routes())
+    return Gate(direct, settings, metrics, quiet=quiet)
 
 
 def _batcher(model: Served, settings: ServeSettings, metrics: Metrics) -> Batcher:

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import RequestError, TooSlow, Unauthorized, Unavailable
-from .logs import event, failure
+from .logs import failure, request_done
 from .metrics import Metrics
 from .routes import answer
 from .settings import ServeSettings
@@ -85,8 +85,7 @@ class Gate:
         name, version = (served.name, served.version) if served else ("", "")
         self._metrics.answered(route, name, version, exchange.status, seconds)
         if not self._quiet:
-            event(
-                "request",
+            request_done(
                 method=scope["method"],
                 path=scope["path"][:500],
                 status=exchange.status,

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy.typing as npt
 import orjson
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -25,6 +23,7 @@ from debride.imagesize import image_size
 from .batching import Batcher
 from .bodies import Body, Budget
 from .errors import BadRequest, NoAnswer, NotFound, Unavailable
+from .forms import file_of_form
 from .models import Models, Served
 from .protocol import parse_infer, render_infer, tensor_metadata
 from .settings import ServeSettings
@@ -202,7 +201,7 @@ class Api:
         kind = request.headers.get("content-type", "")
         data = await self._read(request, body)
         if kind.partition(";")[0].strip().lower() == "multipart/form-data":
-            data = await _file_of_form(request, data)
+            data = await file_of_form(request.scope, kind, data)
         if not data:
             raise BadRequest("the body is empty; send the bytes of an image file")
         return data
@@ -227,22 +226,7 @@ def answer(content: Any, status: int = 200) -> Response:
 
 
 def _top(request: Request) -> int:
-    text = request.query_params.get("top", "5")
+    text = request.query_params.get("top", "5") if request.scope["query_string"] else "5"
     if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= MAX_TOP):
         raise BadRequest(f"top: {text[:50]!r} is no whole number in 1..{MAX_TOP}")
     return int(text)
-
-
-async def _file_of_form(request: Request, data: bytes) -> bytes:
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": data, "more_body": False}
-
-    try:
-        # starlette sees the body that was read within our limits, not the connection.
-        async with Request(request.scope, receive).form(max_files=1, max_fields=8) as form:
-            files = [value for value in form.values() if isinstance(value, UploadFile)]
-            if len(files) != 1:
-                raise BadRequest(f"the form holds {len(files)} files; send one image, as in curl -F image=@photo.jpg")
-            return await files[0].read()
-    except HTTPException as error:
-        raise BadRequest(f"the form cannot be read: {error.detail}; send one file") from error
