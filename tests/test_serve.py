@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from debride.errors import ImagesError, ModelError, SpecError
+from debride.errors import ImagesError, ModelError, SpecError, UsageError
 from debride.framing import fitted
 from debride.pixels import encode
 from debride.serve import Classifier, Prediction
@@ -147,10 +147,25 @@ def test_an_image_that_cannot_be_used_is_an_error_that_says_which(image):
         classifier().classify([pixels(0), image])
 
 
-@pytest.mark.parametrize("one", ["photo.png", b"junk", Path("photo.png")])
+@pytest.mark.parametrize(
+    "one",
+    ["photo.png", b"junk", Path("photo.png"), pixels(0), pixels(0)[:, :, :1], pixels(0)[:, :, 0], pixels(0) / 255],
+    ids=["name", "bytes", "path", "colour", "one channel", "grey", "floats"],
+)
 def test_one_image_that_is_no_list_is_an_error_that_says_how_to_give_it(one):
     with pytest.raises(ImagesError, match=r"classify\(\[image\]\)"):
         classifier().classify(one)
+
+
+def test_an_array_of_images_is_a_batch():
+    assert winners(classifier().classify(np.stack([pixels(2), pixels(0)]))) == ["blue", "red"]
+    assert len(classifier().classify(np.zeros((2, 6, 5), np.uint8))) == 2  # grey ones
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_a_batch_of_no_images_is_refused(batch):
+    with pytest.raises(UsageError, match=rf"batch is {batch}"):
+        Classifier(tiny_classifier(tiny_spec()), spec=tiny_spec(), runtime=ONE, batch=batch)
 
 
 def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ImagesError, ModelError
+from ..errors import ImagesError, ModelError, UsageError
 from ..pixels import MAX_PIXELS
 from ..sessions import Runtime, Session
 from ..spec import resolve_spec, sidecar_of
@@ -29,7 +29,8 @@ class Classifier:
     `spec` says how pixels become the model's input; left out, it is read from the side-car `MODEL.json` beside a
     `MODEL.onnx`, else from the model's metadata. The model is run on three images at once: whether it holds a softmax
     is decided there, for good. Raises `ModelError` where the model cannot be loaded or run or is no image classifier,
-    `SpecError` where nothing states its input, `RuntimeMissingError` without onnxruntime.
+    `SpecError` where nothing states its input, `UsageError` where `batch`, the most images that run together, is below
+    1, `RuntimeMissingError` without onnxruntime.
     """
 
     def __init__(
@@ -40,6 +41,8 @@ class Classifier:
         runtime: Runtime | None = None,
         batch: int = 32,
     ) -> None:
+        if batch < 1:
+            raise UsageError(f"batch is {batch}; give 1 or more images that run together")
         source = Path(model) if isinstance(model, str) else model
         self.session = source if isinstance(source, Session) else _opened(source, runtime)
         if spec is None:
@@ -80,9 +83,10 @@ class Classifier:
 
         Images of another size are scaled to the model's, or scaled and cut, as the spec says (area average down,
         bilinear up), grey and colour converted. `images` may be a generator: it is consumed a few batches ahead at
-        most. Raises `ImagesError` naming the image, `ModelError` where the model gives no finite scores.
+        most; an array is taken as a batch, (N, H, W, 1 or 3). Raises `ImagesError` naming the image, or where `images`
+        is a single one, `ModelError` where the model gives no finite scores.
         """
-        if isinstance(images, str | bytes | Path):
+        if isinstance(images, str | bytes | Path) or (isinstance(images, np.ndarray) and _is_one(images)):
             raise ImagesError("classify takes several images, and one was given: write classify([image])")
         if isinstance(images, list | tuple) and len(images) == 1:
             # What the way of the many takes by itself shows beside a small model's run.
@@ -134,6 +138,11 @@ class Classifier:
         n, size = len(rows), self._fixed or len(rows)
         full = rows if n == size else np.concatenate([rows, np.repeat(rows[-1:], size - n, axis=0)])
         return shaped(self._run(full), size, self.session.name)[:n]
+
+
+def _is_one(array: npt.NDArray[Any]) -> bool:
+    """Whether an array is one image, (H, W) or (H, W, 1 or 3), whose rows would else be taken for images."""
+    return array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))
 
 
 def _opened(source: Path | bytes, runtime: Runtime | None) -> Session:
