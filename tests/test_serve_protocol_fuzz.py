@@ -34,7 +34,7 @@ LEAVES = (
     st.none()
     | st.booleans()
     | st.integers()
-    | st.floats()
+    | st.floats(allow_subnormal=False)  # onnxruntime may have told this thread to take them for zero
     | st.text(max_size=8)
     | st.sampled_from(["x", "y", "half", "FP32", "INT64", "BOOL", "BYTES", 12, 3, 2**62, 2**63, [1, 3], [1, 2, 3]])
 )
@@ -90,7 +90,8 @@ def test_any_change_of_a_good_request_gives_a_request_or_a_refusal(changes, entr
 @given(dtype=st.sampled_from(list(DTYPES.values())), form=st.sampled_from(["binary", "flat", "nested"]), data=st.data())
 def test_any_tensor_comes_in_as_it_was_sent(dtype, form, data):
     shape = data.draw(array_shapes(min_dims=0, max_dims=5, max_side=4))
-    elements = {"allow_nan": False, "allow_infinity": False} if dtype.kind == "f" else {}
+    finite = {"allow_nan": False, "allow_infinity": False, "allow_subnormal": False}
+    elements = finite if dtype.kind == "f" else {}
     values = data.draw(arrays(dtype, shape, elements=elements))
     entry = {"name": "x", "shape": list(shape), "datatype": DATATYPES[dtype].name}
     tail = b""
