@@ -7,7 +7,7 @@ import pytest
 
 from debride.errors import ModelError
 from debride.serve.http.batching import Batcher, Plan
-from debride.serve.http.errors import Busy, NoAnswer, Unavailable
+from debride.serve.http.errors import Busy, NoAnswer, TooLarge, Unavailable
 
 ANY = Plan(input="x", stackable=frozenset({"y", "z"}))
 
@@ -275,3 +275,72 @@ def test_a_model_that_never_comes_back_does_not_keep_the_server_from_stopping():
 
     assert asyncio.run(main()) < 2
     gate.set()
+
+
+def test_one_large_request_keeps_all_workers_busy():
+    both = threading.Barrier(2, timeout=10)
+
+    def model(feeds, outputs):
+        both.wait()
+        return [feeds["x"] for _ in outputs]
+
+    found = run(lambda b: b.submit(rows(*range(8)), ("y",)), model, workers=2, max_batch=4)
+    assert found[0].ravel().tolist() == list(range(8))
+
+
+def test_what_one_worker_leaves_behind_another_takes():
+    both = threading.Barrier(2, timeout=10)
+
+    def model(feeds, outputs):
+        both.wait()
+        return [feeds["x"] for _ in outputs]
+
+    async def scenario(batcher):
+        return await asyncio.gather(batcher.submit(rows(1), ("y",)), batcher.submit(rows(2), ("z",)))
+
+    assert [answer[0].item() for answer in run(scenario, model, workers=2, max_delay=0.05)] == [1, 2]
+
+
+def test_a_row_that_the_model_cannot_take_fails_alone():
+    def model(feeds, outputs):
+        if (feeds["x"] == 3).any():
+            raise ModelError("m: three")
+        return [feeds["x"] for _ in outputs]
+
+    async def scenario(batcher):
+        asked = [batcher.submit(rows(k), ("y",)) for k in range(6)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    found = run(scenario, model, max_delay=0.2, max_batch=6)
+    assert isinstance(found.pop(3), NoAnswer)
+    assert [answer[0].item() for answer in found] == [0, 1, 2, 4, 5]
+
+
+def test_rows_that_cannot_be_run_in_parts_are_bounded_by_the_batch():
+    model = Model()
+    plan = Plan(input="x", stackable=frozenset({"y"}))
+
+    async def scenario(batcher):
+        with pytest.raises(TooLarge, match=r"inputs\[0\]\.shape: 5 rows exceed 4"):
+            await batcher.submit(rows(*range(5)), ("z",))
+        return await batcher.submit(rows(*range(4)), ("z",))
+
+    run(scenario, model, plan, max_batch=4)
+    assert model.sizes == [4]
+
+
+def test_a_slow_model_gets_smaller_batches():
+    class Slow(Model):
+        def __call__(self, feeds, outputs):
+            self.seconds = 0.03 * len(feeds["x"])
+            return super().__call__(feeds, outputs)
+
+    model = Slow()
+
+    async def scenario(batcher):
+        await batcher.submit(rows(0), ("y",))
+        return await asyncio.gather(*(batcher.submit(rows(k), ("y",)) for k in range(12)))
+
+    found = run(scenario, model, max_batch=32)
+    assert [answer[0].item() for answer in found] == list(range(0, 24, 2))
+    assert max(model.sizes) <= 4  # a tenth of a second holds three

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from debride.errors import ModelError, SpecError, UsageError
 from debride.serve.http.errors import NotFound
 from debride.serve.http.models import Models, assigned, check_pin, load, parse_all, parse_named
-from debride.sessions import Runtime
+from debride.sessions import Runtime, Session
 from debride.spec import to_json
 from debride.specfile import METADATA_KEY, SpecFlags
 from tiny import tiny_classifier, tiny_spec
@@ -111,16 +111,52 @@ def test_a_pinned_model_does_not_listen_to_a_side_car(tmp_path):
     assert loaded(path, pin=digest).classifier.spec.range == (0, 1)
 
 
-def test_weights_beside_the_model_are_served_and_not_pinned(tmp_path):
-    path = write(tmp_path / "m.onnx")
-    model = onnx.load(path)
-    onnx.save_model(
-        model, path, save_as_external_data=True, location="m.data", size_threshold=0, convert_attribute=False
-    )
+@pytest.fixture
+def outside(tmp_path):
+    """A model whose weights lie beside it, and a folder that holds other weights of the same name."""
+    own, foreign = tmp_path / "own", tmp_path / "foreign"
+    for folder, sharpness in ((own, 1.0), (foreign, 5.0)):
+        folder.mkdir()
+        model = onnx.load(write(folder / "m.onnx", sharpness=sharpness))
+        onnx.save_model(
+            model,
+            folder / "m.onnx",
+            save_as_external_data=True,
+            location="m.data",
+            size_threshold=0,
+            convert_attribute=False,
+        )
+    return own, foreign
+
+
+@pytest.mark.parametrize("there", ["own", "foreign", "neither"])
+def test_weights_beside_the_model_are_served_and_not_pinned(outside, tmp_path, monkeypatch, there):
+    own, foreign = outside
+    monkeypatch.chdir({"own": own, "foreign": foreign, "neither": tmp_path}[there])
+    path = own / "m.onnx"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert loaded(path).sha256 == digest
     with pytest.raises(ModelError, match="must be whole in one file"):
         loaded(path, pin=digest)
+    served = loaded(path)
+    assert served.sha256 == digest
+    image = np.full((1, 3, 6, 5), 0.3, np.float32)
+    expected = Session(tiny_classifier(tiny_spec(), sharpness=1.0), ONE).run({"image": image})[0]
+    np.testing.assert_allclose(served.session.run({"image": image})[0], expected, rtol=1e-5)
+
+
+def test_bytes_of_a_model_find_no_weights_in_the_working_directory(outside, monkeypatch):
+    own, _ = outside
+    monkeypatch.chdir(own)
+    with pytest.raises(ModelError):
+        Session((own / "m.onnx").read_bytes(), ONE)
+
+
+def test_what_clients_are_told_names_no_path(tmp_path):
+    served = loaded(write(tmp_path / "m.onnx"))
+    with pytest.raises(ModelError) as failed:
+        served.session.run({"image": np.zeros((1, 3, 9, 9), np.float32)})
+    assert str(failed.value).startswith("m: ")
+    assert str(tmp_path) not in str(failed.value)
 
 
 def test_what_is_no_model_and_what_says_no_input_are_errors_that_name_the_file(tmp_path):

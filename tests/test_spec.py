@@ -101,6 +101,7 @@ GOOD = json.loads(to_json(tiny_spec()))
         ({"channels": "L", "mean": [0.1, 0.2, 0.3]}, "mean has 3 values for 1 channels"),
         ({"class_names": ["a", "a"]}, "'class_names' must not name a class twice"),
         ({"class_names": ["a", 2]}, "'class_names' must be a text"),
+        ({"class_names": ["\ud800"]}, "'class_names' must be a text of whole characters"),
         ({"short_side": 0}, "'short_side' must be a whole number in 1..16384"),
         ({"short_side": True}, "'short_side' must be a whole number"),
         ({"short_side": 8.0}, "'short_side' must be a whole number"),

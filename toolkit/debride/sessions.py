@@ -38,6 +38,7 @@ _DTYPES = {
     "tensor(int64)": np.int64,
     "tensor(bool)": np.bool_,
 }
+_EXTERNAL = "session.model_external_initializers_file_folder_path"
 _SUM_TOLERANCE = 1e-3
 
 
@@ -68,15 +69,19 @@ class TensorInfo:
 
 
 class Session:
-    """A loaded model. `model` is the serialized bytes or, for external data, the path; `name` is used in errors.
+    """A loaded model. `model` is the serialized bytes or the path; `name` is used in errors.
 
-    Raises `RuntimeMissingError` without a usable onnxruntime, `ModelError` where the model cannot be loaded.
+    External data are looked for beside the path, for bytes in `folder`, and nowhere where that is None: not in the
+    working directory, as onnxruntime would. Raises `RuntimeMissingError` without a usable onnxruntime, `ModelError`
+    where the model cannot be loaded.
     """
 
-    def __init__(self, model: bytes | Path, runtime: Runtime | None = None, name: str = "") -> None:
+    def __init__(
+        self, model: bytes | Path, runtime: Runtime | None = None, name: str = "", *, folder: Path | None = None
+    ) -> None:
         self.name = name or (model.name if isinstance(model, Path) else "model")
         self.asked = asked_providers(runtime or Runtime())
-        self._session = _create(model, runtime or Runtime(), self.asked, self.name)
+        self._session = _create(model, folder, runtime or Runtime(), self.asked, self.name)
 
     @cached_property
     def inputs(self) -> tuple[TensorInfo, ...]:
@@ -180,8 +185,12 @@ def _require_onnxruntime() -> None:
         raise RuntimeMissingError(f"onnxruntime {state}: install debride[cpu] or debride[gpu] afresh, never both")
 
 
-def _create(model: bytes | Path, runtime: Runtime, asked: tuple[str, ...], name: str) -> Any:
+def _create(model: bytes | Path, folder: Path | None, runtime: Runtime, asked: tuple[str, ...], name: str) -> Any:
     source = str(model) if isinstance(model, Path) else model
+    options = _session_options(runtime)
+    if isinstance(model, bytes):
+        # Nothing can lie below what is no folder.
+        options.add_session_config_entry(_EXTERNAL, str(folder.resolve()) if folder else os.devnull)
     # The GPU wheel writes to stderr, from the default logger, that a machine has no GPU: we report that ourselves.
     ort.set_default_logger_severity(4)
     attempts = [asked]
@@ -191,7 +200,7 @@ def _create(model: bytes | Path, runtime: Runtime, asked: tuple[str, ...], name:
         try:
             return ort.InferenceSession(
                 source,
-                sess_options=_session_options(runtime),
+                sess_options=options,
                 providers=[(p, _OPTIONS.get(p, {})) for p in providers],
                 enable_fallback=0,  # its own fallback prints to stdout
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from math import isfinite
@@ -164,6 +165,8 @@ def _refuse(constant: str) -> NoReturn:
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= _MAX_NAME:
         raise ValueError(f"must be a text of 1 to {_MAX_NAME} characters")
+    if not value.isascii() and re.search("[\ud800-\udfff]", value):
+        raise ValueError("must be a text of whole characters, and holds half of a surrogate pair")
     return value
 
 

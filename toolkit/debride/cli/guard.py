@@ -22,7 +22,9 @@ INTERRUPTED = 130
 # What `pip install debride` leaves out, and the extra that brings it.
 _EXTRAS = {
     **dict.fromkeys(("onnx", "onnx_graphsurgeon", "onnx_ir", "onnxscript", "safetensors", "torch"), "cpu"),
-    **dict.fromkeys(("httptools", "orjson", "prometheus_client", "python_multipart", "starlette", "uvicorn"), "serve"),
+    **dict.fromkeys(
+        ("httptools", "orjson", "prometheus_client", "python_multipart", "starlette", "uvicorn", "uvloop"), "serve"
+    ),
 }
 
 

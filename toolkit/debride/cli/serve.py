@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Sequence
@@ -68,7 +69,7 @@ def serve(
     ] = 0.0,
     workers: Annotated[
         int, Option(min=1, max=64, metavar="N", help="Batches of a model at once.", rich_help_panel=_BATCHING)
-    ] = 1,
+    ] = 2,
     queue: Annotated[
         int,
         Option(min=1, max=1_000_000, metavar="N", help="Rows that may wait; 429 past it.", rich_help_panel=_LIMITS),
@@ -112,7 +113,7 @@ def serve(
     with guard(debug):
         from debride.serve.http.logs import configure, event
         from debride.serve.http.models import parse_all
-        from debride.serve.http.run import bind, run, url_of
+        from debride.serve.http.run import bind, run
         from debride.serve.http.settings import ServeSettings
 
         settings = ServeSettings(
@@ -132,8 +133,11 @@ def serve(
             served = _load(named, sha256 or (), report or (), settings, convention, resources)
             exposed = host not in ("127.0.0.1", "::1", "localhost")
             if exposed and not settings.token:
-                event("exposed", note=f"{host} can be reached from other machines, and no token is asked for")
-            event("listening", url=url_of(listener), token=bool(settings.token))
+                event(
+                    "exposed",
+                    logging.WARNING,
+                    note=f"{host} can be reached from other machines, and no token is asked for",
+                )
             graceful = run(served, settings, listener, quiet=quiet)
         raise typer.Exit(0 if graceful else INTERRUPTED)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -38,8 +39,7 @@ def create_app(models: Sequence[Served], settings: ServeSettings, *, quiet: bool
             yield
         finally:
             api.ready = False
-            for batcher in batchers.values():
-                await batcher.stop(settings.timeout)
+            await asyncio.gather(*(batcher.stop(settings.timeout) for batcher in batchers.values()))
             api.close()
 
     async def exposition(request: Request) -> Response:

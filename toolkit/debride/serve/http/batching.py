@@ -16,11 +16,15 @@ import numpy.typing as npt
 
 from debride.errors import ModelError
 
-from .errors import Busy, NoAnswer, Unavailable
+from .errors import Busy, NoAnswer, TooLarge, Unavailable
 
 Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array], Sequence[str]], list[Array]]
 """Input tensors by name and the wanted output names -> those outputs, as `debride.sessions.Session.run`."""
+
+
+_Answer = list[Array] | Exception
+_BATCH_SECONDS = 0.1
 
 
 class Watch(Protocol):
@@ -110,9 +114,14 @@ class Batcher:
         """The tensors `outputs` for `rows` (N, ...) of the model's input, each with as many rows where it is stacked.
 
         Raises `Busy` where the queue is full, `Unavailable` where the server stops, `NoAnswer` where the model fails on
-        these rows or gives what is not finite.
+        these rows, `TooLarge` where they are too many for outputs that depend on the whole batch.
         """
         alone = not self._plan.stackable.issuperset(outputs)
+        if alone and len(rows) > self._most:
+            raise TooLarge(
+                f"inputs[0].shape: {len(rows)} rows exceed {self._most}, and outputs of this model that are asked for "
+                "depend on all rows at once, so that they cannot be run in parts"
+            )
         step = len(rows) if alone or self._plan.fixed else self._most
         jobs = [self._job(rows[at : at + step], outputs, alone) for at in range(0, len(rows), max(step, 1))]
         self._admit(jobs)
@@ -138,14 +147,15 @@ class Batcher:
                 raise Busy(f"{self._waiting} rows wait already; try again in {wait} s", {"Retry-After": str(wait)})
             self._jobs.extend(jobs)
             self._waiting += rows
-            self._changed.notify()
+            self._changed.notify(len(jobs))
 
     def _work(self) -> None:
         while batch := self._take():
             began = monotonic()
             found = self._answers(batch)
             seconds, rows = monotonic() - began, sum(len(job.rows) for job in batch)
-            self._row_seconds = 0.8 * self._row_seconds + 0.2 * seconds / rows
+            known = self._row_seconds or seconds / rows
+            self._row_seconds = 0.8 * known + 0.2 * seconds / rows
             if self._watch is not None:
                 self._watch.batch(rows, began - batch[0].arrived, seconds)
             if self._loop is not None and not self._loop.is_closed():
@@ -167,7 +177,8 @@ class Batcher:
 
     def _gathered(self) -> list[_Job]:
         """The oldest job and those that can run with it; empty where the clients of all have gone."""
-        first, room = self._jobs[0], self._most
+        room = self._room()
+        first = self._jobs[0]
         taken: list[_Job] = []
         left: deque[_Job] = deque()
         while self._jobs and room > 0:
@@ -181,17 +192,27 @@ class Batcher:
                 left.append(job)
         self._jobs.extendleft(reversed(left))
         self._waiting -= sum(len(job.rows) for job in taken)
+        if self._jobs:
+            self._changed.notify()  # another worker may be free for what is left
         return taken
 
-    def _answers(self, batch: Sequence[_Job]) -> list[list[Array]] | Exception:
+    def _room(self) -> int:
+        """How many rows the next batch may have: of a slow model few, which gain nothing by waiting for more."""
+        if self._plan.fixed or not self._row_seconds:
+            return self._most
+        return min(self._most, max(1, int(_BATCH_SECONDS / self._row_seconds)))
+
+    def _answers(self, batch: Sequence[_Job]) -> list[_Answer]:
         try:
             return self._computed(batch)
         except ModelError as error:
-            return NoAnswer(f"the model cannot take this input: {error}")
+            if len(batch) > 1:  # one of them may be to blame, and the others are not
+                return [answer for job in batch for answer in self._answers([job])]
+            return [NoAnswer(f"the model cannot take this input: {error}")]
         except Exception as error:  # a thread that dies would leave every later request without an answer
-            return error
+            return [error] * len(batch)
 
-    def _computed(self, batch: Sequence[_Job]) -> list[list[Array]]:
+    def _computed(self, batch: Sequence[_Job]) -> list[_Answer]:
         rows = batch[0].rows if len(batch) == 1 else np.concatenate([job.rows for job in batch])
         n, fixed = len(rows), self._plan.fixed
         if fixed and n < fixed:
@@ -204,11 +225,11 @@ class Batcher:
         return [[tensor[end - len(job.rows) : end] for tensor in tensors] for job, end in zip(batch, ends, strict=True)]
 
 
-def _deliver(batch: Sequence[_Job], found: list[list[Array]] | Exception) -> None:
-    for row, job in enumerate(batch):
+def _deliver(batch: Sequence[_Job], found: Sequence[_Answer]) -> None:
+    for job, answer in zip(batch, found, strict=True):
         if job.answer.done():
             continue
-        if isinstance(found, Exception):
-            job.answer.set_exception(found)
+        if isinstance(answer, Exception):
+            job.answer.set_exception(answer)
         else:
-            job.answer.set_result(found[row])
+            job.answer.set_result(answer)

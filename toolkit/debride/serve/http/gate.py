@@ -34,7 +34,7 @@ class Gate:
 
     def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics, *, quiet: bool = False) -> None:
         self._app, self._settings, self._metrics, self._quiet = app, settings, metrics, quiet
-        self._token = f"Bearer {settings.token}".encode() if settings.token else b""
+        self._token = settings.token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, and answers it where that fails (ASGI 3)."""
@@ -61,7 +61,8 @@ class Gate:
         if not self._token or path in _OPEN or path.startswith("/static/"):
             return
         said = headers.get(b"authorization", b"")
-        if not compare_digest(said, self._token):
+        scheme, _, token = said.partition(b" ")  # RFC 9110, 11.1: the scheme in any case
+        if scheme.lower() != b"bearer" or not compare_digest(token.strip(), self._token):
             what = "is wrong" if said else "is missing"
             raise Unauthorized(
                 f"Authorization: the bearer token {what}; send 'Authorization: Bearer TOKEN'",
@@ -72,7 +73,8 @@ class Gate:
         if isinstance(error, RequestError):
             return error
         if isinstance(error, HTTPException):
-            found = RequestError(error.detail, error.headers)
+            what = f"{exchange.method} {exchange.path[:200]!r}"
+            found = RequestError(f"{what}: {error.detail}; /docs tells what there is", error.headers)
             found.status = error.status_code
             return found
         limit = f"{self._settings.timeout:g} s"
@@ -108,6 +110,7 @@ class _Exchange:
         self.error: str | None = None
         # A request without a body has arrived with its head.
         self.arrived = not ({b"content-length", b"transfer-encoding"} & self.headers.keys())
+        self.method, self.path = scope["method"], scope["path"]
         self._scope, self._receive, self._send = scope, receive, send
 
     async def receive(self) -> Message:

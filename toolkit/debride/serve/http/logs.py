@@ -23,7 +23,7 @@ def configure(kind: LogFormat) -> None:
     handler = _Handler(kind)
     LOGGER.setLevel(logging.INFO)
     # What OpenCV thinks of a broken image is in the answer; on stderr it would break lines of JSON.
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    (cv2.utils.logging if hasattr(cv2.utils, "logging") else cv2).setLogLevel(0)  # moved in OpenCV 4.13
     # uvicorn tells of starting and stopping itself; what it warns of is kept.
     uvicorn = logging.getLogger("uvicorn")
     uvicorn.setLevel(logging.WARNING)
@@ -117,8 +117,9 @@ def _text(seconds: float, level: str, name: str, fields: dict[str, Any], trace: 
 
 
 def _plain(value: Any) -> str:
-    """`value` without what a terminal would obey; quoted where it holds blanks."""
+    """`value` without what a terminal would obey; quoted where it could be taken for more than one."""
     text = str(value)
     if not text.isprintable():
         text = "".join(c if c.isprintable() else "?" for c in text)
-    return f'"{text}"' if " " in text else text
+    # A client's text must not look like a field of its own.
+    return orjson.dumps(text).decode() if set(text) & set(' "=') else text

@@ -168,6 +168,7 @@ def load(
     sidecar = None if pin is not None else sidecar_of(named.path)
     spec = resolve_spec(session, flags=flags, sidecar=sidecar).spec
     classifier = Classifier(session, spec=spec, batch=max_batch)
+    session.name = named.name  # what clients are told from here on names no path
     return Served(
         name=named.name,
         version=named.version,
@@ -186,19 +187,17 @@ def _read(path: Path) -> bytes:
 
 
 def _session(path: Path, data: bytes, runtime: Runtime, *, pinned: bool) -> Session:
+    """The session of `data`; unpinned, its weights may lie beside `path`."""
     try:
-        return Session(data, runtime, str(path))
+        return Session(data, runtime, str(path), folder=None if pinned else path.parent)
     except ModelError as error:
         if pinned:
             raise ModelError(
                 f"{error}; a pinned model must be whole in one file: a hash does not cover weights beside it"
             ) from error
-    try:
-        return Session(path, runtime, str(path))  # weights in files beside it
-    except ModelError as error:
-        if path.suffix.lower() in (".onnx", ".ort"):
-            raise
-        raise ModelError(f"{error}; only ONNX is served: `debride convert` makes it from other formats") from error
+        if path.suffix.lower() not in (".onnx", ".ort"):
+            raise ModelError(f"{error}; only ONNX is served: `debride convert` makes it from other formats") from error
+        raise
 
 
 def _plan(classifier: Classifier) -> Plan:

@@ -37,7 +37,10 @@ def url_of(listener: socket.socket) -> str:
 
 
 def run(models: Sequence[Served], settings: ServeSettings, listener: socket.socket, *, quiet: bool = False) -> bool:
-    """Serves until SIGINT or SIGTERM, then finishes what was taken. Whether it could: a second signal cuts it short."""
+    """Tells the address and serves until SIGINT, SIGTERM or SIGHUP, then finishes what was taken.
+
+    Whether it could: a second signal cuts it short.
+    """
     config = uvicorn.Config(
         create_app(models, settings, quiet=quiet),
         http=BoundedProtocol,
@@ -59,8 +62,10 @@ def run(models: Sequence[Served], settings: ServeSettings, listener: socket.sock
 
     # uvicorn puts its own handlers in place of these, and afterwards raises what it caught once more: to its own
     # handler, one Ctrl-C would then be the second, which cuts short.
-    before = {number: signal.signal(number, stop) for number in _STOP}
+    # What was ignored from the start, as `nohup` has it, stays so.
+    before = {n: signal.signal(n, stop) for n in _STOP if signal.getsignal(n) != signal.SIG_IGN}
     try:
+        event("listening", url=url_of(listener), token=bool(settings.token))
         server.run(sockets=[listener])
     finally:
         for number, handler in before.items():

@@ -11,16 +11,17 @@ MEBIBYTE = 1 << 20
 class ServeSettings:
     """Limits of one server.
 
-    `max_batch` rows run together at most, gathered for at most `max_delay` seconds after the first; `queue` rows may
-    wait per model before requests are turned away. A body has at most `max_request` bytes, an image `max_pixels`, a
-    request `timeout` seconds from its first byte to its answer. `token`, where not empty, is asked of every request but
-    those for pages and health. `workers` batches of one model run at the same time.
+    `max_batch` rows run together at most (fewer where they take longer than a tenth of a second), gathered for at most
+    `max_delay` seconds after the first; `workers` batches of one model run at the same time; `queue` rows may wait per
+    model before requests are turned away. A body has at most `max_request` bytes, an image `max_pixels`, a request
+    `timeout` seconds from its first byte to its answer. `token`, where not empty, is asked of every request but those
+    for pages and health.
     """
 
     max_batch: int = 32
     max_delay: float = 0.0
     queue: int = 256
-    workers: int = 1
+    workers: int = 2
     max_request: int = 32 * MEBIBYTE
     max_pixels: int = 1 << 25
     timeout: float = 30.0
