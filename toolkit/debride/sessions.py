@@ -215,7 +215,7 @@ def _session_options(runtime: Runtime) -> Any:
     if runtime.thrifty:  # the usual order comes to outputs that little depends on last, and keeps all until then
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     # Counted here: onnxruntime's own count pins threads to cores, which containers refuse with noise.
-    options.intra_op_num_threads = runtime.threads or _usable_cores()
+    options.intra_op_num_threads = runtime.threads or usable_cores()
     options.inter_op_num_threads = 1
     options.use_deterministic_compute = True
     # Denormal activations are slow, and the proxy flushes them too.
@@ -225,7 +225,8 @@ def _session_options(runtime: Runtime) -> Any:
     return options
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -155,11 +155,14 @@ def _load(
     from debride.serve.http.logs import event
     from debride.serve.http.models import assigned, check_pin, load
     from debride.serve.http.reports import find_report
+    from debride.sessions import usable_cores
 
     pinned = {key: check_pin("--sha256", pin) for key, pin in assigned("--sha256", pins, named).items()}
     given = assigned("--report", reports, named)
-    # Cores that spin between two batches are missing where requests are read and answered.
-    flags, runtime, found = convention.flags(), replace(resources.runtime(), spin=False), []
+    # Cores that spin between two batches are missing where requests are read and answered; so are those that the
+    # batches of two workers share out among themselves.
+    threads = resources.threads or max(1, usable_cores() // settings.workers)
+    flags, runtime, found = convention.flags(), replace(resources.runtime(), threads=threads, spin=False), []
     for model in named:
         key = (model.name, model.version)
         served = load(model, flags=flags, runtime=runtime, max_batch=settings.max_batch, pin=pinned.get(key))
