@@ -1,11 +1,12 @@
-"""Connections within limits that uvicorn does not set: a head must arrive in time, and be no larger than need be."""
+"""Connections within limits that uvicorn does not set: each waits for its client by a clock, and no head is endless."""
 
 from __future__ import annotations
 
+import json
 from asyncio import TimerHandle, Transport
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 try:
     import resource
@@ -14,6 +15,8 @@ except ImportError:  # Windows, where open files have no such limit
 
 MAX_HEAD = 64 << 10
 HEAD_SECONDS = 10.0
+MAX_REST = 64 << 20
+REST_SECONDS = 4.0
 _MOST = 10_000
 _RESERVED = 64  # files for other purposes than connections
 
@@ -25,40 +28,57 @@ def most_connections() -> int:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol over httptools, with limits on connections and on the head of a request.
+    """uvicorn's protocol over httptools, with limits on connections, on heads and on bodies that nobody reads.
 
-    Else a client that sends headers slowly, or without end, holds a connection and memory as long as it likes.
+    Else a client that sends headers slowly, or without end, holds a connection and memory as long as it likes. A body
+    that is still coming when its answer is complete has `REST_SECONDS` left. Where the connection is to be closed then,
+    that body is discarded first (RFC 9112, 9.6): closing with bytes unread resets the connection, and the client would
+    see the reset in place of the answer.
     """
 
     most = most_connections()
+    head_seconds = HEAD_SECONDS
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head: TimerHandle | None = None
-        self._head_bytes = 0
+        self._rest: TimerHandle | None = None
+        self._head_bytes = self._rest_bytes = 0
+        self._ended = self._lingers = False
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """Starts the clock, or closes what is one too many."""
         super().connection_made(transport)
+        self._answers = _Answers(self)
         if len(self.connections) > self.most:
             transport.abort()
         else:
             self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops the clock."""
+        """Stops the clocks."""
         self._head_here()
+        self._rest_here()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Ends a head that is too large."""
+        """Ends a head that is too large, discards a body that nobody reads."""
+        if self._lingers:
+            self._rest_bytes += len(data)
+            if self._rest_bytes > MAX_REST:
+                self._too_slow()
+            return
+        self._ended = False
         super().data_received(data)
         if self._head is None:
             self._head_bytes = 0
+            if self._idle() and self.timeout_keep_alive_task is None and self._rest is None:
+                self._await_head()  # what came has stopped uvicorn's clock, and begins no request
             return
-        self._head_bytes += len(data)
-        if self._head_bytes > MAX_HEAD and not self.transport.is_closing():
-            self.send_400_response("The head of the request is too large.")
+        # Where a request ended in the same bytes, most of them are its own: counted from the next on.
+        self._head_bytes = 0 if self._ended else self._head_bytes + len(data)
+        if self._head_bytes > MAX_HEAD and not self._over():
+            self.send_400_response("the head of the request is too large")
 
     def on_message_begin(self) -> None:
         """Starts the clock for a request on a kept connection."""
@@ -69,17 +89,104 @@ class BoundedProtocol(HttpToolsProtocol):
         """Stops the clock: the body has the gate's."""
         self._head_here()
         super().on_headers_complete()
+        self.cycle.transport = self._answers
+
+    def on_message_complete(self) -> None:
+        """Notes where a request ends."""
+        self._ended = True
+        self._rest_here()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Starts the clock for a body that is still coming."""
+        super().on_response_complete()
+        if self._idle() and self.cycle.more_body and not self.transport.is_closing():
+            self._await_rest()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuses what is no HTTP, as all else is refused: in JSON."""
+        self._refuse(400, msg)
+
+    def write(self, data: bytes) -> None:
+        """Part of an answer; the answer to what broke off with a refusal goes nowhere."""
+        if not self._lingers:
+            self.transport.write(data)
+
+    def close(self) -> None:
+        """The end of an answer after which nothing more is taken."""
+        if self._idle() and self.cycle.more_body and not self._over():
+            self._linger()
+        else:
+            self.transport.close()
+
+    def _idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _over(self) -> bool:
+        return self._lingers or self.transport.is_closing()
+
+    def _refuse(self, status: int, message: str) -> None:
+        if self._over():
+            return
+        body = json.dumps({"error": message}).encode()
+        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(STATUS_LINE[status] + head.encode() + body)
+        if not self.transport.is_closing():
+            self._linger()
+
+    def _linger(self) -> None:
+        """Says that nothing more is sent, and reads on until the client is done too."""
+        self._lingers = True
+        self._head_here()
+        if self.cycle is not None:
+            self.cycle.body = bytearray()
+        self._await_rest()
+        try:
+            self.transport.write_eof()
+        except OSError:  # from asyncio's own loop: the client has gone, which this one may learn late
+            self.transport.close()
+        self.flow.resume_reading()
 
     def _await_head(self) -> None:
         if self._head is None:
-            self._head = self.loop.call_later(HEAD_SECONDS, self._too_slow)
+            self._head = self.loop.call_later(self.head_seconds, self._head_too_slow)
 
     def _head_here(self) -> None:
         if self._head is not None:
             self._head.cancel()
             self._head = None
 
-    def _too_slow(self) -> None:
+    def _head_too_slow(self) -> None:
         self._head = None
+        if self._head_bytes:
+            self._refuse(408, f"the head of the request did not arrive within {self.head_seconds:g} s")
+        else:
+            self._too_slow()
+
+    def _await_rest(self) -> None:
+        if self._rest is None:
+            self._rest = self.loop.call_later(REST_SECONDS, self._too_slow)
+
+    def _rest_here(self) -> None:
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None
+
+    def _too_slow(self) -> None:
         if not self.transport.is_closing():
             self.transport.close()
+
+
+class _Answers(Transport):
+    """What uvicorn writes answers to: the connection, which may read on where it is told to close."""
+
+    def __init__(self, protocol: BoundedProtocol) -> None:
+        super().__init__()
+        self.write = protocol.write  # type: ignore[method-assign,assignment]
+        self.close = protocol.close  # type: ignore[method-assign]
+        self.is_closing = protocol.transport.is_closing  # type: ignore[method-assign]
+
+
+def protocol_within(timeout: float) -> type[BoundedProtocol]:
+    """The protocol of a server whose requests have `timeout` seconds: a head has no more than that."""
+    return type("BoundedProtocol", (BoundedProtocol,), {"head_seconds": min(HEAD_SECONDS, timeout)})

@@ -12,7 +12,7 @@ import uvicorn
 from debride.errors import UsageError
 
 from .app import create_app
-from .connections import BoundedProtocol
+from .connections import protocol_within
 from .logs import event
 from .models import Served
 from .settings import ServeSettings
@@ -43,7 +43,7 @@ def run(models: Sequence[Served], settings: ServeSettings, listener: socket.sock
     """
     config = uvicorn.Config(
         create_app(models, settings, quiet=quiet),
-        http=BoundedProtocol,
+        http=protocol_within(settings.timeout),
         loop="uvloop" if os.name == "posix" else "asyncio",
         ws="none",
         lifespan="on",
