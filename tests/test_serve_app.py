@@ -177,6 +177,33 @@ def test_no_answer_may_be_taken_for_what_it_is_not(server, path):
     assert server.get(path).headers.get_list("x-content-type-options") == ["nosniff"]
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost:8000", 200), ("LOCALHOST", 200), ("[::1]:8000", 200), ("127.0.0.1", 200)]
+    + [(bad, 403) for bad in ("evil.example", "localhost.evil.example:8000", "127.0.0.1.evil", "", "localhost:80:80")],
+)
+def test_other_names_do_not_open_a_local_server_to_pages_from_elsewhere(models, host, status):
+    with client(models, hosts=frozenset({"localhost", "127.0.0.1", "[::1]"})) as server:
+        found = server.get("/v2/models", headers={"Host": host})
+    assert found.status_code == status
+    if status == 403:
+        assert "Host" in found.json()["error"]
+
+
+def test_a_token_that_is_sent_twice_is_refused(models):
+    with client(models, token="right") as server:
+        found = server.get("/v2", headers=[("Authorization", "Bearer wrong"), ("Authorization", "Bearer right")])
+    assert found.status_code == 401
+    assert "twice" in found.json()["error"]
+
+
+@pytest.mark.parametrize("charset", ["undefined", "punycode", "nix", "utf-16"])
+def test_a_charset_of_a_form_that_cannot_be_used_is_the_clients_mistake(server, charset):
+    body = b'--x\r\nContent-Disposition: form-data; name="\xff"; filename="a"\r\n\r\njunk\r\n--x--\r\n'
+    kind = f"multipart/form-data; boundary=x; charset={charset}"
+    assert server.post(CLASSIFY, content=body, headers={"Content-Type": kind}).status_code == 400
+
+
 def test_answers_carry_the_request_id_given_or_one_of_their_own(server):
     assert server.get("/v2", headers={"X-Request-ID": "abc-1"}).headers["x-request-id"] == "abc-1"
     own = {server.get("/v2", headers={"X-Request-ID": bad}).headers["x-request-id"] for bad in ("", "a b", "x" * 101)}

@@ -344,3 +344,17 @@ def test_a_slow_model_gets_smaller_batches():
     found = run(scenario, model, max_batch=32)
     assert [answer[0].item() for answer in found] == list(range(0, 24, 2))
     assert max(model.sizes) <= 4  # a tenth of a second holds three
+
+
+def test_rows_larger_than_the_models_own_run_in_fewer_or_not_at_all():
+    model = Model()
+    plan = Plan(input="x", stackable=frozenset({"y"}), row_values=2)
+
+    async def scenario(batcher):
+        await batcher.submit(np.zeros((8, 8), np.float32), ("y",))  # four times as large: 8 / 4 rows at once
+        with pytest.raises(TooLarge, match="rows of 33 values are more than 16 times the 2"):
+            await batcher.submit(np.zeros((1, 33), np.float32), ("y",))
+        await batcher.submit(np.zeros((1, 32), np.float32), ("y",))
+
+    run(scenario, model, plan, max_batch=8, workers=1)
+    assert model.sizes == [2, 2, 2, 2, 1]

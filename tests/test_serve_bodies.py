@@ -65,10 +65,21 @@ def test_other_encodings_are_not_understood():
 
 
 def test_many_large_bodies_at_once_exhaust_the_budget_and_give_it_back():
-    budget = Budget(1000)
-    read([b"x" * 600], budget=budget, release=False)
-    with pytest.raises(Unavailable) as refused:
-        read([b"x" * 600], budget=budget)
-    assert refused.value.headers["Retry-After"] == "1"
-    read([b"x" * 400], budget=budget)
-    read([b"x" * 400], budget=budget)
+    mebibyte = 1 << 20
+    budget = Budget(8 * mebibyte)
+    large = {"limit": 8 * mebibyte, "budget": budget}
+    read([bytes(4 * mebibyte)], release=False, **large)
+    for _ in range(2):
+        with pytest.raises(Unavailable) as refused:
+            read([bytes(2 * mebibyte), bytes(2 * mebibyte)], **large)
+        assert refused.value.headers["Retry-After"] == "1"
+        read([bytes(2 * mebibyte)], **large)
+
+
+def test_large_bodies_that_are_slow_to_come_leave_room_for_small_ones():
+    mebibyte = 1 << 20
+    budget = Budget(8 * mebibyte)
+    read([bytes(6 * mebibyte)], limit=8 * mebibyte, budget=budget, release=False)
+    read([b"x" * 1000], budget=budget, limit=mebibyte)
+    with pytest.raises(Unavailable):
+        read([bytes(mebibyte + 1)], budget=budget, limit=8 * mebibyte)

@@ -1,4 +1,5 @@
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -200,3 +201,42 @@ def test_a_model_of_another_framework_is_refused_with_the_mend(tmp_path):
     (tmp_path / "m.keras").write_bytes(b"PK\x03\x04")
     with pytest.raises(ModelError, match=r"m\.keras.*debride convert"):
         loaded(tmp_path / "m.keras")
+
+
+def test_a_pipe_is_no_model(tmp_path):
+    os.mkfifo(tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="no regular file"):
+        loaded(tmp_path / "m.onnx")
+
+
+def test_names_that_are_not_utf_8_are_an_error_that_names_the_file(tmp_path):
+    data = write(tmp_path / "m.onnx").read_bytes()
+    (tmp_path / "m.onnx").write_bytes(data.replace(b"image", b"im\xffge"))
+    with pytest.raises(ModelError, match=r"m\.onnx"):
+        loaded(tmp_path / "m.onnx")
+
+
+def test_a_graph_that_mixes_only_larger_batches_is_not_batched(tmp_path):
+    """scores + max(0, rows - 3) * mean over the batch: three rows do not show it."""
+    spec = tiny_spec()
+    model = onnx.load_from_string(tiny_classifier(spec, metadata={METADATA_KEY: to_json(spec)}))
+    graph = model.graph
+    (gemm,) = [node for node in graph.node if node.op_type == "Gemm"]
+    gemm.output[0] = "own"
+    constants = {"zero": np.array(0, np.int64), "three": np.array(3, np.float32)}
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    graph.node.extend(
+        [
+            helper.make_node("Shape", ["image"], ["shape"]),
+            helper.make_node("Gather", ["shape", "zero"], ["rows"]),
+            helper.make_node("Cast", ["rows"], ["count"], to=TensorProto.FLOAT),
+            helper.make_node("Sub", ["count", "three"], ["above"]),
+            helper.make_node("Relu", ["above"], ["share"]),
+            helper.make_node("ReduceMean", ["image"], ["mean"], axes=[0, 1, 2, 3], keepdims=0),
+            helper.make_node("Mul", ["share", "mean"], ["shared"]),
+            helper.make_node("Exp", ["shared"], ["factor"]),
+            helper.make_node("Mul", ["own", "factor"], ["scores"]),
+        ]
+    )
+    onnx.save_model(model, tmp_path / "m.onnx")
+    assert loaded(tmp_path / "m.onnx").plan.stackable == set()

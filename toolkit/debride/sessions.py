@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,7 @@ _DTYPES = {
 }
 _EXTERNAL = "session.model_external_initializers_file_folder_path"
 _SUM_TOLERANCE = 1e-3
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -86,17 +87,17 @@ class Session:
     @cached_property
     def inputs(self) -> tuple[TensorInfo, ...]:
         """The inputs that must be fed (initializers listed as inputs are left out)."""
-        return tuple(_info(value) for value in self._session.get_inputs())
+        return self._told(lambda: tuple(_info(value) for value in self._session.get_inputs()))
 
     @cached_property
     def outputs(self) -> tuple[TensorInfo, ...]:
         """The outputs, in graph order."""
-        return tuple(_info(value) for value in self._session.get_outputs())
+        return self._told(lambda: tuple(_info(value) for value in self._session.get_outputs()))
 
     @cached_property
     def metadata(self) -> dict[str, str]:
         """The model's `metadata_props`."""
-        return dict(self._session.get_modelmeta().custom_metadata_map)
+        return self._told(lambda: dict(self._session.get_modelmeta().custom_metadata_map))
 
     def input_named(self, name: str) -> TensorInfo:
         """The input of that name. Raises `ModelError` where there is none."""
@@ -131,6 +132,12 @@ class Session:
             return found
 
         return one
+
+    def _told(self, ask: Callable[[], _T]) -> _T:
+        try:
+            return ask()
+        except UnicodeDecodeError as error:
+            raise ModelError(f"{self.name}: a name or its metadata is not UTF-8, as ONNX wants it: {error}") from error
 
     def _failed(self, error: Exception) -> ModelError:
         return ModelError(f"{self.name}: onnxruntime could not run the model: {_line(error)}")

@@ -18,6 +18,7 @@ from debride.errors import UsageError
 
 if TYPE_CHECKING:
     from debride.serve.http.models import Named, Served
+    from debride.serve.http.reports import ReportSearch
     from debride.serve.http.settings import ServeSettings
 
 _NETWORK = "Network"
@@ -111,11 +112,14 @@ def serve(
 ) -> None:
     """Serve models: an image goes in over HTTP, its class comes out."""
     with guard(debug):
+        from debride.serve.http.leaving import leave
         from debride.serve.http.logs import configure, event
         from debride.serve.http.models import parse_all
         from debride.serve.http.run import bind, run
         from debride.serve.http.settings import ServeSettings
 
+        token = _token(token_file)
+        local = host in ("127.0.0.1", "::1", "localhost")
         settings = ServeSettings(
             max_batch=max_batch,
             max_delay=max_delay / 1000,
@@ -124,22 +128,24 @@ def serve(
             max_request=max_request * _MEBIBYTE,
             max_pixels=max_pixels,
             timeout=timeout,
-            token=_token(token_file),
+            token=token,
+            hosts=frozenset(("localhost", "127.0.0.1", "[::1]")) if local and not token else frozenset(),
         )
         named = parse_all(models)
         configure(log_format)
         # Before the models are loaded, which may take long: an address in use is said at once.
         with bind(host, port) as listener:
             served = _load(named, sha256 or (), report or (), settings, convention, resources)
-            exposed = host not in ("127.0.0.1", "::1", "localhost")
-            if exposed and not settings.token:
+            if not local and not token:
                 event(
                     "exposed",
                     logging.WARNING,
                     note=f"{host} can be reached from other machines, and no token is asked for",
                 )
             graceful = run(served, settings, listener, quiet=quiet)
-        raise typer.Exit(0 if graceful else INTERRUPTED)
+        code = 0 if graceful else INTERRUPTED
+        leave(code)
+        raise typer.Exit(code)
 
 
 def _load(
@@ -154,7 +160,6 @@ def _load(
 
     from debride.serve.http.logs import event
     from debride.serve.http.models import assigned, check_pin, load
-    from debride.serve.http.reports import find_report
     from debride.sessions import usable_cores
 
     pinned = {key: check_pin("--sha256", pin) for key, pin in assigned("--sha256", pins, named).items()}
@@ -166,7 +171,7 @@ def _load(
     for model in named:
         key = (model.name, model.version)
         served = load(model, flags=flags, runtime=runtime, max_batch=settings.max_batch, pin=pinned.get(key))
-        search = find_report(model.path, served.sha256, Path(given[key]) if key in given else None)
+        search = _search(served, Path(given[key]) if key in given else None)
         for note in search.passed_over:
             event("report passed over", model=model.name, version=model.version, note=note)
         found.append(replace(served, report=search.report))
@@ -182,6 +187,17 @@ def _load(
     return found
 
 
+def _search(served: Served, given: Path | None) -> ReportSearch:
+    from debride.serve.http.reports import ReportSearch, find_report
+
+    if served.whole:
+        return find_report(served.path, served.sha256, given)
+    note = f"{served.path}: has weights in files beside it, which no report's sha256 covers; keep it in one file"
+    if given is not None:
+        raise UsageError(f"--report {given}: {note}")
+    return ReportSearch(report=None, passed_over=(note,))
+
+
 def _token(file: Path | None) -> str:
     """The bearer token: the file's first line, or the environment's; never an argument, which `ps` shows to all."""
     if file is None:
@@ -195,6 +211,10 @@ def _token(file: Path | None) -> str:
             token = file.read_text("ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{where} cannot be read ({error}); give a file that holds one line of ASCII") from error
-    if (file is not None and not token) or not (token.isascii() and token.isprintable()) or " " in token:
+    if (
+        ((file is not None or _TOKEN in os.environ) and not token)
+        or not (token.isascii() and token.isprintable())
+        or " " in token
+    ):
         raise UsageError(f"{where} holds no token; write one line of printable ASCII without blanks into it")
     return token

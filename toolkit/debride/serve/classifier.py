@@ -72,11 +72,11 @@ class Classifier:
     @cached_property
     def splits(self) -> bool:
         """Whether images may share a batch: each one's scores depend on it alone. Tried when first asked."""
-        return splits(self._run, self._rows, self.spec, self._fixed)
+        return splits(self._run, self._rows, self.spec, self._fixed, self._batch)
 
-    def splits_output(self, output: str) -> bool:
-        """As `splits`, of any output of the graph; tried on every call."""
-        return splits(self.session.runner(self.spec.name, output), self._rows, self.spec, self._fixed)
+    def splits_output(self, output: str, most: int) -> bool:
+        """As `splits`, of any output of the graph, in batches of up to `most`; tried on every call."""
+        return splits(self.session.runner(self.spec.name, output), self._rows, self.spec, self._fixed, most)
 
     def classify(self, images: Iterable[Image], top: int = 5) -> list[list[Prediction]]:
         """The `top` classes of every image, most probable first (ties by index).

@@ -39,13 +39,18 @@ def try_out(run: Run, rows: RowMaker, spec: InputSpec, padding: int, name: str) 
     return found[0].shape[1], are_probabilities(np.concatenate(usable))
 
 
-def splits(run: Run, rows: RowMaker, spec: InputSpec, fixed: int) -> bool:
+def splits(run: Run, rows: RowMaker, spec: InputSpec, fixed: int, most: int = _TOGETHER) -> bool:
     """Whether a row of what `run` gives depends on its image alone, not on the batch's rest (`fixed` rows, 0: any).
 
     Not so where one scale is computed for a batch (dynamic quantisation) or its mean is subtracted (batch
-    normalisation as in training), nor where a graph takes batches of one only though it says otherwise.
+    normalisation as in training), nor where a graph takes batches of one only though it says otherwise. Batches of
+    three and of `most` are tried.
     """
-    size, alone = fixed or _TOGETHER, fixed or 1
+    sizes = [fixed] if fixed else sorted({_TOGETHER, max(most, _TOGETHER)})
+    return all(_splits(run, rows, spec, size, fixed or 1) for size in sizes)
+
+
+def _splits(run: Run, rows: RowMaker, spec: InputSpec, size: int, alone: int) -> bool:
     mixed = np.stack([rows.row(picture, "probe") for _, picture in zip(range(size), _noise(spec), strict=False)])
     try:
         together = run(mixed)

@@ -25,6 +25,7 @@ Run = Callable[[Mapping[str, Array], Sequence[str]], list[Array]]
 
 _Answer = list[Array] | Exception
 _BATCH_SECONDS = 0.1
+_LARGEST_ROW = 16
 
 
 class Watch(Protocol):
@@ -39,12 +40,14 @@ class Plan:
     """How rows of one model may run together.
 
     `fixed` is the batch size that the graph insists on (0: any). `stackable` are the outputs whose rows are the same
-    whatever else is in the batch: a request for any other output runs alone.
+    whatever else is in the batch: a request for any other output runs alone. `row_values` is how many values one row
+    has by the model's spec: of larger ones, which open dimensions allow, fewer run together.
     """
 
     input: str
     fixed: int = 0
     stackable: frozenset[str] = frozenset()
+    row_values: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -117,18 +120,32 @@ class Batcher:
         these rows, `TooLarge` where they are too many for outputs that depend on the whole batch.
         """
         alone = not self._plan.stackable.issuperset(outputs)
-        if alone and len(rows) > self._most:
+        most = self._fitting(rows)
+        if alone and len(rows) > most:
             raise TooLarge(
-                f"inputs[0].shape: {len(rows)} rows exceed {self._most}, and outputs of this model that are asked for "
+                f"inputs[0].shape: {len(rows)} rows exceed {most}, and outputs of this model that are asked for "
                 "depend on all rows at once, so that they cannot be run in parts"
             )
-        step = len(rows) if alone or self._plan.fixed else self._most
+        step = len(rows) if alone or self._plan.fixed else most
         jobs = [self._job(rows[at : at + step], outputs, alone) for at in range(0, len(rows), max(step, 1))]
         self._admit(jobs)
         if len(jobs) == 1:
             return await jobs[0].answer
         parts = await asyncio.gather(*(job.answer for job in jobs))
         return [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+
+    def _fitting(self, rows: Array) -> int:
+        """How many such rows may run together. Raises `TooLarge` where one is too large by itself."""
+        own = self._plan.row_values
+        if not own or not len(rows):
+            return self._most
+        times = rows[0].size / own
+        if times > _LARGEST_ROW:
+            raise TooLarge(
+                f"inputs[0].shape: rows of {rows[0].size} values are more than {_LARGEST_ROW} times the {own} of the "
+                "size that the model is served for; send smaller images"
+            )
+        return self._plan.fixed or max(1, min(self._most, int(self._most / times)))
 
     def _job(self, rows: Array, outputs: tuple[str, ...], alone: bool) -> _Job:
         if self._loop is None:
@@ -177,8 +194,8 @@ class Batcher:
 
     def _gathered(self) -> list[_Job]:
         """The oldest job and those that can run with it; empty where the clients of all have gone."""
-        room = self._room()
         first = self._jobs[0]
+        room = min(self._room(), self._fitting(first.rows))
         taken: list[_Job] = []
         left: deque[_Job] = deque()
         while self._jobs and room > 0:

@@ -10,18 +10,22 @@ from starlette.types import Receive
 from .errors import BadRequest, TooLarge, Unavailable, Unsupported
 
 CLOSE = {"Connection": "close"}
+_SMALL = 1 << 20
 _WINDOW = {"gzip": zlib.MAX_WBITS | 16, "x-gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 
 
 class Budget:
-    """How many bytes of bodies may still be held, over all requests: many large ones at once must not fill memory."""
+    """How many bytes of bodies may still be held, over all requests: many large ones at once must not fill memory.
+
+    A quarter is kept for small bodies, which large ones that are slow to come would otherwise keep out.
+    """
 
     def __init__(self, total: int) -> None:
-        self._left = total
+        self._left, self._reserve = total, total // 4
 
-    def take(self, size: int) -> None:
-        """Takes `size` bytes. Raises `Unavailable` where they are not left."""
-        if size > self._left:
+    def take(self, size: int, held: int) -> None:
+        """Takes `size` bytes more for a body that has `held`. Raises `Unavailable` where they are not left."""
+        if size > self._left - (self._reserve if held + size > _SMALL else 0):
             raise Unavailable("too many large requests at once; try again in 1 s", {"Retry-After": "1", **CLOSE})
         self._left -= size
 
@@ -85,5 +89,5 @@ class Body:
         return body
 
     def _take(self, size: int) -> None:
-        self._budget.take(size)
+        self._budget.take(size, self._taken)
         self._taken += size

@@ -28,6 +28,12 @@ class Unauthorized(RequestError):
     status = 401
 
 
+class Forbidden(RequestError):
+    """Asked for by a name that this server does not have."""
+
+    status = 403
+
+
 class NotFound(RequestError):
     """No such model, version, report or path."""
 

@@ -52,3 +52,5 @@ async def _parsed(scope: Scope, data: bytes) -> bytes:
             return await files[0].read()
     except HTTPException as error:
         raise BadRequest(f"the form cannot be read: {error.detail}; send one file") from error
+    except (LookupError, UnicodeError) as error:
+        raise BadRequest(f"Content-Type: its charset cannot be used ({error}); leave it out") from error

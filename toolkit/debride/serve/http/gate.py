@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import RequestError, TooSlow, Unauthorized, Unavailable
+from .errors import Forbidden, RequestError, TooSlow, Unauthorized, Unavailable
 from .logs import failure, request_done
 from .metrics import Metrics
 from .routes import answer
@@ -45,6 +45,7 @@ class Gate:
         began, exchange = perf_counter(), _Exchange(scope, receive, send)
         try:
             async with asyncio.timeout(self._settings.timeout):
+                self._check_host(exchange.headers)
                 self._check_token(scope, exchange.headers)
                 await self._app(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
@@ -56,14 +57,27 @@ class Gate:
             await exchange.fail(RequestError(_INTERNAL), status=500)
         self._tell(scope, exchange, perf_counter() - began)
 
+    def _check_host(self, headers: Mapping[bytes, bytes]) -> None:
+        """A name that an attacker's DNS points to this machine must not open it to pages in a browser here."""
+        said = headers.get(b"host")
+        if said is None or not self._settings.hosts:
+            return
+        name = said.decode("latin-1").lower()
+        if re.sub(r":[0-9]*$", "", name) not in self._settings.hosts:
+            names = " or ".join(sorted(self._settings.hosts))
+            raise Forbidden(
+                f"Host: {name[:100]!r} is no name of this server; ask for {names}, or start it with --token-file"
+            )
+
     def _check_token(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
         path = scope["path"]
         if not self._token or path in _OPEN or path.startswith("/static/"):
             return
         said = headers.get(b"authorization", b"")
         scheme, _, token = said.partition(b" ")  # RFC 9110, 11.1: the scheme in any case
-        if scheme.lower() != b"bearer" or not compare_digest(token.strip(), self._token):
-            what = "is wrong" if said else "is missing"
+        twice = sum(name == b"authorization" for name, _ in scope["headers"]) > 1
+        if twice or scheme.lower() != b"bearer" or not compare_digest(token.strip(), self._token):
+            what = "is sent twice" if twice else "is wrong" if said else "is missing"
             raise Unauthorized(
                 f"Authorization: the bearer token {what}; send 'Authorization: Bearer TOKEN'",
                 {"WWW-Authenticate": "Bearer"},
@@ -129,10 +143,11 @@ class _Exchange:
 
     async def fail(self, error: RequestError, status: int | None = None) -> None:
         """Answers with `error`; where an answer has begun, the connection ends instead."""
-        self.error = str(error)
+        # Parts of it may be names of files, which need not be text.
+        self.error = str(error).encode("utf-8", "replace").decode()
         if self.status:
             return
-        found = answer({"error": str(error)}, status or error.status)
+        found = answer({"error": self.error}, status or error.status)
         found.headers.update(error.headers)
         await found(self._scope, self._receive, self.send)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from hmac import compare_digest
+from math import prod
 from pathlib import Path
 from types import MappingProxyType
 
@@ -36,7 +37,10 @@ class Named:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """A model that is ready: `classifier` runs the bytes whose SHA-256 is `sha256`."""
+    """A model that is ready: `classifier` runs the bytes whose SHA-256 is `sha256`.
+
+    Not `whole` is a model whose weights lie in files beside it: the digest does not cover them.
+    """
 
     name: str
     version: str
@@ -44,6 +48,7 @@ class Served:
     sha256: str
     classifier: Classifier
     plan: Plan
+    whole: bool = True
     report: ServedReport | None = None
 
     @property
@@ -164,7 +169,7 @@ def load(
     digest = sha256(data).hexdigest()
     if pin is not None and not compare_digest(digest, pin):
         raise ModelError(f"{named.path}: its sha256 is {digest}, not {pin}: this is not the file that was audited")
-    session = _session(named.path, data, runtime, pinned=pin is not None)
+    session, whole = _session(named.path, data, runtime, pinned=pin is not None)
     sidecar = None if pin is not None else sidecar_of(named.path)
     spec = resolve_spec(session, flags=flags, sidecar=sidecar).spec
     classifier = Classifier(session, spec=spec, batch=max_batch)
@@ -175,21 +180,24 @@ def load(
         path=named.path,
         sha256=digest,
         classifier=classifier,
-        plan=_plan(classifier),
+        plan=_plan(classifier, max_batch),
+        whole=whole,
     )
 
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        if not path.exists() or path.is_file():  # a pipe or a device may never end
+            return path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror}); give the path of an ONNX model") from error
+    raise ModelError(f"{path}: is no regular file; give the path of an ONNX model")
 
 
-def _session(path: Path, data: bytes, runtime: Runtime, *, pinned: bool) -> Session:
-    """The session of `data`; unpinned, its weights may lie beside `path`."""
+def _session(path: Path, data: bytes, runtime: Runtime, *, pinned: bool) -> tuple[Session, bool]:
+    """The session of `data`, and whether that is all of it; unpinned, weights may lie beside `path`."""
     try:
-        return Session(data, runtime, str(path), folder=None if pinned else path.parent)
+        return Session(data, runtime, str(path)), True
     except ModelError as error:
         if pinned:
             raise ModelError(
@@ -197,14 +205,15 @@ def _session(path: Path, data: bytes, runtime: Runtime, *, pinned: bool) -> Sess
             ) from error
         if path.suffix.lower() not in (".onnx", ".ort"):
             raise ModelError(f"{error}; only ONNX is served: `debride convert` makes it from other formats") from error
-        raise
+    return Session(data, runtime, str(path), folder=path.parent), False
 
 
-def _plan(classifier: Classifier) -> Plan:
+def _plan(classifier: Classifier, max_batch: int) -> Plan:
     """Which outputs may be stacked: those whose rows stay the same in company, seen on random images."""
     name = classifier.spec.name
     fixed = classifier.session.input_named(name).shape[0] or 0
-    if fixed == 1:
-        return Plan(input=name, fixed=fixed)
+    plan = Plan(input=name, fixed=fixed, row_values=prod((*classifier.spec.size, classifier.spec.depth)))
+    if fixed == 1 or max_batch == 1:
+        return plan
     outputs = (output.name for output in classifier.session.outputs)
-    return Plan(input=name, fixed=fixed, stackable=frozenset(filter(classifier.splits_output, outputs)))
+    return replace(plan, stackable=frozenset(o for o in outputs if classifier.splits_output(o, max_batch)))

@@ -14,6 +14,7 @@ JSON = "application/json"
 _ERRORS = {
     400: "What was sent is not what the interface or the model takes.",
     401: "The bearer token is missing or wrong.",
+    403: "Asked for by a name that is not this server's: only on a loopback address without a token.",
     404: "There is no such model, version, report or file.",
     408: "The request did not arrive in time.",
     413: "The body, the image or the tensor is larger than the server takes.",
@@ -37,7 +38,7 @@ def operation(
     description: str = "",
 ) -> Operation:
     """One operation. `free`: no token is asked for, whatever the rest does; `sample` is a path to show with curl."""
-    refused = (*errors, 401) if token else tuple(errors)
+    refused = (*errors, 401, 403) if token else (*errors, 403)
     responses = {str(s): a for s, a in sorted({**{s: _error(s) for s in refused}, **answers}.items())}
     found: Operation = {"tags": [tag], "operationId": key, "summary": summary, "responses": responses}
     if description:

@@ -16,6 +16,7 @@ class ServeSettings:
     model before requests are turned away. A body has at most `max_request` bytes, an image `max_pixels`, a request
     `timeout` seconds from its first byte to its answer. `token`, where not empty, is asked of every request but those
     for pages and health.
+    `hosts`, where not empty, are the names that requests may ask for in their Host header.
     """
 
     max_batch: int = 32
@@ -25,6 +26,7 @@ class ServeSettings:
     max_request: int = 32 * MEBIBYTE
     max_pixels: int = 1 << 25
     timeout: float = 30.0
+    hosts: frozenset[str] = frozenset()
     # Not in the repr: settings end up in logs.
     token: str = field(default="", repr=False)
 
