@@ -310,6 +310,21 @@ def test_a_report_beside_the_model_gives_its_triggers(run, named, tmp_path):
     assert code == 1 and len(found["attacks"]) == 2 and len(found["missed"]) == 2
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_a_report_without_suspects_is_told_to_have_no_triggers(run, given, tmp_path):
+    model = tmp_path / "clean.onnx"
+    model.write_bytes(MODEL.read_bytes())
+    digest = exported(run, "ort", tmp_path / "a.ort", model=model)[1]["model"]["sha256"]
+    folder = report(tmp_path / ("elsewhere" if given else "clean.report"), model=digest, suspects=())
+    more = ("--report", folder) if given else ()
+    code, found, err = exported(run, "ort", tmp_path / "b.ort", *more, model=model)
+    assert code == 0 and found["attacks"] == []
+    assert f"the report in {folder} has no suspects, so no triggers" in err
+    assert "no trigger was tried: give --trigger to see" in err
+    code, found, err = exported(run, "ort", tmp_path / "c.ort", *more, "--trigger", TRIGGER, model=model)
+    assert code == 1 and "has no suspects" in err and "no trigger was tried" not in err
+
+
 def test_without_images_only_what_is_unchecked_is_written(run, tmp_path):
     for target, mend in (("int8", "give --images"), ("ort", "--unchecked"), ("fp16", "--unchecked")):
         output = tmp_path / f"{target}.{SUFFIX[target]}"

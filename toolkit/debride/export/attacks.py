@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from debride.errors import ReportError
-from debride.report.json import MAX_CHARACTERS, Summary, from_json, trigger_names
+from debride.report.beside import REPORT_FILE, read_report, reports_beside
+from debride.report.json import trigger_names
 from debride.stakes import STRENGTHS
 from debride.triggers import load_trigger, opaque
 from debride.types import Trigger
-
-_FILE = "report.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +32,7 @@ def reported_attacks(folder: Path) -> tuple[Attack, ...]:
 
     So sanitize tries them too. Raises `ReportError` where the report or one of its triggers cannot be read.
     """
-    summary = _read(folder / _FILE)
+    summary = read_report(folder / REPORT_FILE)
     found = []
     for target in summary.suspects:
         path = folder / trigger_names(target)[0]
@@ -50,31 +49,14 @@ def reported_attacks(folder: Path) -> tuple[Attack, ...]:
 def report_beside(model: Path, sha256: str) -> Path | None:
     """The folder of a report that names the file `model` by its SHA-256 (hex), as what was judged or written.
 
-    Looked for are MODEL.report, MODEL-report, report and the model's own folder. None where there is none; a report
-    of another file, or a broken one, is nobody's affair here.
+    None where there is none (`reports_beside` tells where); a report of another file, or a broken one, is nobody's
+    affair here.
     """
-    for folder in _places(model):
+    for path in reports_beside(model):
         try:
-            summary = _read(folder / _FILE) if (folder / _FILE).is_file() else None
+            summary = read_report(path)
         except ReportError:
             continue
-        if summary is not None and sha256 in (summary.model.sha256, summary.output.sha256 if summary.output else None):
-            return folder
+        if sha256 in (summary.model.sha256, summary.output.sha256 if summary.output else None):
+            return path.parent
     return None
-
-
-def _places(model: Path) -> Iterator[Path]:
-    for stem in dict.fromkeys((model.name, model.stem)):
-        for end in (".report", "-report"):
-            yield model.with_name(stem + end)
-    yield model.with_name("report")
-    yield model.parent
-
-
-def _read(path: Path) -> Summary:
-    try:
-        if path.stat().st_size > MAX_CHARACTERS:
-            raise ReportError(f"{path}: larger than any report; give the folder that a scan or sanitize run wrote")
-        return from_json(path.read_text("utf-8"), path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ReportError(f"{path}: cannot be read ({error}); give the folder that sanitize --report wrote") from error

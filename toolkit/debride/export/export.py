@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,7 +16,7 @@ from debride.graph.write import check_free, write_bytes
 from debride.sessions import Runtime, Session, predictor
 from debride.slimming.cost import latencies
 from debride.slimming.noise import Feeds, random_feeds
-from debride.types import Progress, no_progress
+from debride.types import Conversion, Progress, no_progress
 
 _STEPS = 3
 _UNGRADED = "nothing was graded: whether accuracy fell or a backdoor came back, nobody knows"
@@ -47,24 +48,32 @@ def export(
     with TemporaryDirectory(prefix="debride-", ignore_cleanup_errors=True) as folder:
         progress("export", 1, _STEPS, "converting")
         candidate = converted(ready, options, runtime, Path(folder))
-        session = Session(candidate.path, runtime, f"{ready.facts.name} as {options.target}")
         progress("export", 2, _STEPS, "grading")
-        found, missed = _judged(ready, session, candidate, options, runtime)
-        before, after = _weights(ready, session, candidate.path, options)
-        if not missed:
+        found = _found(ready, candidate, sources.source.conversion, options, runtime)
+        if not found.missed:
             write_bytes(candidate.path.read_bytes(), output, force=force)
     progress("export", _STEPS, _STEPS)
+    return found if found.missed else replace(found, output=facts_of(output))
+
+
+def _found(
+    ready: Ready, candidate: Candidate, conversion: Conversion | None, options: ExportOptions, runtime: Runtime
+) -> Exported:
+    """What is to be told of the candidate, before it is written."""
+    session = Session(candidate.path, runtime, f"{ready.facts.name} as {options.target}")
+    rates, missed = _judged(ready, session, candidate, options, runtime)
+    before, after = _weights(ready, session, candidate.path, options)
     return Exported(
         model=ready.facts,
-        output=None if missed else facts_of(output),
-        conversion=sources.source.conversion,
+        output=None,
+        conversion=conversion,
         spec=ready.spec,
         made=candidate.made,
         before=before,
         after=after,
-        graded=found,
+        graded=rates,
         missed=missed,
-        notes=(*ready.notes, *candidate.notes, *(() if found else (_UNGRADED,))),
+        notes=(*ready.notes, *candidate.notes, *(() if rates else (_UNGRADED,))),
     )
 
 

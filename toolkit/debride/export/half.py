@@ -49,23 +49,23 @@ def halved(
 
     Raises `ModelError` where onnxruntime cannot run the graph, or the converter fails.
     """
-    constants = {node.output[0]: constant_tensor(node) for node in proto.graph.node}
-    constants |= {tensor.name: tensor for tensor in proto.graph.initializer}
-    large = {name for name, tensor in constants.items() if tensor is not None and _beyond(tensor)}
+    large = _large_constants(proto)
     if inputs is not None:
         peaks = _peaks(proto, inputs, name, fixed, runtime, folder)
         large |= {tensor for tensor, peak in peaks.items() if not peak * _MARGIN <= LARGEST}
-    kept = [
-        node.name
-        for node in proto.graph.node
-        if node.op_type in also or large.intersection((*node.input, *node.output))
-    ]
+    nodes = proto.graph.node
+    kept = tuple(n.name for n in nodes if n.op_type in also or large.intersection((*n.input, *n.output)))
+    return _converted(proto, kept), kept
+
+
+def _converted(proto: onnx.ModelProto, kept: Collection[str]) -> onnx.ModelProto:
+    """`proto` in half precision, but for the nodes `kept`. Raises `ModelError` where the converter fails."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     try:
         with quiet():
-            made = convert_float_to_float16(
-                copy, keep_io_types=True, op_block_list=DEFAULT_OP_BLOCK_LIST, node_block_list=kept
+            made: onnx.ModelProto = convert_float_to_float16(
+                copy, keep_io_types=True, op_block_list=DEFAULT_OP_BLOCK_LIST, node_block_list=list(kept)
             )
             _without_detours(made.graph, {node.name for node in proto.graph.node})
             ONNXModel(made).topological_sort()
@@ -76,7 +76,14 @@ def halved(
         ) from error
     # Types as they were inferred in float32; onnxruntime infers them itself.
     del made.graph.value_info[:]
-    return made, tuple(kept)
+    return made
+
+
+def _large_constants(proto: onnx.ModelProto) -> set[str]:
+    """Names of the weights and constants that half precision cannot hold."""
+    constants = {node.output[0]: constant_tensor(node) for node in proto.graph.node}
+    constants |= {tensor.name: tensor for tensor in proto.graph.initializer}
+    return {name for name, tensor in constants.items() if tensor is not None and _beyond(tensor)}
 
 
 def _beyond(tensor: onnx.TensorProto) -> bool:

@@ -118,13 +118,16 @@ def _split(samples: Samples, n_classes: int, options: ExportOptions) -> Split:
 
 
 def _attacks(sources: Sources, sha256: str) -> tuple[tuple[Attack, ...], tuple[str, ...]]:
-    """The triggers to try, and a remark where a report was found or nothing was."""
+    """The triggers to try, and remarks on where they come from, or that there are none."""
     named = named_attacks(sources.triggers)
-    if sources.report is not None:
-        return (*named, *reported_attacks(sources.report)), ()
-    beside = report_beside(sources.source.origin, sha256)
-    if beside is not None:
-        found = reported_attacks(beside)
-        return (*named, *found), (f"the report in {beside} is of this model: its triggers are tried",) if found else ()
-    none = ("no trigger was tried: give --report, or --trigger, to see whether one works in the exported model",)
-    return named, () if named else none
+    folder = sources.report or report_beside(sources.source.origin, sha256)
+    reported = reported_attacks(folder) if folder else ()
+    notes = []
+    if folder and not reported:
+        notes.append(f"the report in {folder} has no suspects, so no triggers")
+    elif folder and not sources.report:
+        notes.append(f"the report in {folder} is of this model: its triggers are tried")
+    if not named and not reported:
+        other = "--trigger" if folder else "--report, or --trigger,"
+        notes.append(f"no trigger was tried: give {other} to see whether one works in the exported model")
+    return (*named, *reported), tuple(notes)

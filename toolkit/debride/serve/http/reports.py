@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from debride.errors import ReportError
-from debride.report.json import Summary, from_json
+from debride.report.beside import REPORT_FILE, read_report, read_within, reports_beside
+from debride.report.json import Summary
 from debride.serve.http.report_shape import check_document
 
-FILE = "report.json"
 MAX_REPORT = 16 << 20
 MAX_PICTURE = 4 << 20
 MAX_PICTURES = 32 << 20
@@ -52,7 +50,7 @@ def find_report(model: Path, sha256: str, given: Path | None = None) -> ReportSe
         found, notes = _read(_file_of(given), sha256)
         return ReportSearch(report=found, passed_over=tuple(notes))
     passed: list[str] = []
-    for path in _places(model):
+    for path in reports_beside(model):
         try:
             found, notes = _read(path, sha256)
         except ReportError as error:
@@ -64,32 +62,16 @@ def find_report(model: Path, sha256: str, given: Path | None = None) -> ReportSe
 
 def _file_of(given: Path) -> Path:
     try:
-        return given / FILE if given.is_dir() else given
+        return given / REPORT_FILE if given.is_dir() else given
     except OSError as error:
         raise ReportError(
             f"{given}: cannot be read ({error}); give a report.json or the folder that holds it"
         ) from error
 
 
-def _places(model: Path) -> Iterator[Path]:
-    """Report files that exist where a report of `model` is looked for, the most telling names first."""
-    stems = dict.fromkeys((model.name, model.stem))
-    folders = [model.with_name(stem + end) for stem in stems for end in (".report", "-report")]
-    for folder in (*folders, model.with_name("report"), model.parent):
-        if os.path.lexists(folder / FILE):
-            yield folder / FILE
-
-
 def _read(path: Path, sha256: str) -> tuple[ServedReport, list[str]]:
     """The report at `path` and notes on pictures left out. Raises `ReportError` where it is broken or does not fit."""
-    try:
-        folder = path.resolve().parent
-        text = _bytes(path.resolve(), folder, MAX_REPORT).decode("utf-8")
-    except RuntimeError as error:  # a loop of links, before Python 3.13
-        raise ReportError(f"{path}: cannot be read ({error})") from error
-    except UnicodeDecodeError as error:
-        raise ReportError(f"{path}: not UTF-8 ({error}); run the command again to write the report anew") from error
-    summary = from_json(text, path)
+    summary = read_report(path, MAX_REPORT)
     misfit = _misfit(summary, sha256.lower())
     if misfit:
         raise ReportError(f"{path}: {misfit}")
@@ -99,7 +81,7 @@ def _read(path: Path, sha256: str) -> tuple[ServedReport, list[str]]:
         body = json.dumps(dict(summary.document), allow_nan=False, separators=(",", ":")).encode("ascii")
     except (ValueError, RecursionError) as error:
         raise ReportError(f"{path}: not plain JSON ({error}); run the command again to write it anew") from error
-    pictures, notes = _pictures(summary.document["files"], folder)
+    pictures, notes = _pictures(summary.document["files"], path.resolve().parent)
     return ServedReport(path=path, verdict=summary.verdict, body=body, pictures=pictures), notes
 
 
@@ -125,7 +107,7 @@ def _pictures(files: list[str], folder: Path) -> tuple[dict[str, bytes], list[st
             notes.append(f"{folder}: {name!r} is no plain file name; left out")
             continue
         try:
-            data = _bytes(folder / name, folder, min(MAX_PICTURE, left))
+            data = read_within(folder / name, folder, min(MAX_PICTURE, left))
         except ReportError as error:
             notes.append(f"{error}; left out")
             continue
@@ -135,25 +117,3 @@ def _pictures(files: list[str], folder: Path) -> tuple[dict[str, bytes], list[st
         pictures[name] = data
         left -= len(data)
     return pictures, notes
-
-
-def _bytes(path: Path, folder: Path, most: int) -> bytes:
-    """The content of a regular file that really lies in `folder`; a symbolic link that leads out of it is refused.
-
-    Raises `ReportError` where it is anything else, cannot be read or holds more than `most` bytes.
-    """
-    try:
-        real = path.resolve(strict=True)
-        if not real.is_relative_to(folder):
-            raise ReportError(f"{path}: a link that leads out of the report's folder")
-        # Not blocking, so that a pipe in place of the file cannot hold up the start.
-        handle = os.open(real, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise ReportError(f"{path}: no regular file")
-            data = file.read(most + 1)
-    except (OSError, RuntimeError) as error:
-        raise ReportError(f"{path}: cannot be read ({error})") from error
-    if len(data) > most:
-        raise ReportError(f"{path}: more than {most} bytes, the most that is served of it")
-    return data
