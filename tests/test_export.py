@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,35 +12,18 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from debride.errors import ImagesError, ModelError, ReportError, UsageError
-from debride.export.attacks import Attack, report_beside, reported_attacks
-from debride.export.grade import graded, shortfalls
+from debride.errors import ModelError
 from debride.export.half import LARGEST, halved
 from debride.export.integer import quantised
 from debride.export.prepare import float_graph
 from debride.export.quiet import quiet
 from debride.export.rounding import rounded
-from debride.export.types import ExportOptions, Graded
 from debride.graph.channels import find_groups
-from debride.graph.read import model_of, read_model
+from debride.graph.read import read_model
 from debride.graph.surgery import zero
-from debride.sessions import Runtime, Session
-from debride.stakes import STRENGTHS
-from debride.triggers import save_trigger
-from debride.types import Evaluation, Rate, Samples, Trigger, TriggerEvaluation
+from export_helpers import ONE, SAMPLE, batch, quantised_already, read, scores_of, with_softmax
 from graph_models import Builder, classifiers
 from graph_models import run as outputs_of
-
-SAMPLE = Path(__file__).parents[1] / "samples" / "fashion-backdoored.onnx"
-ONE = Runtime(threads=1)
-
-
-def read(proto):
-    return model_of(proto.SerializeToString(), Path("model.onnx"), free=False)
-
-
-def batch(n=7, seed=0, shape=(3, 8, 8)):
-    return np.random.default_rng(seed).random((n, *shape), np.float32)
 
 
 def in_eight_bits(model, inputs, folder, *, output="scores", name="x", fixed=None, method="minmax"):
@@ -52,10 +34,6 @@ def in_eight_bits(model, inputs, folder, *, output="scores", name="x", fixed=Non
 def in_half(model, inputs, folder, *, name="x", fixed=None):
     graph = float_graph(model, "fp16")
     return halved(graph, inputs, name=name, fixed=fixed, runtime=ONE, folder=folder)
-
-
-def scores_of(proto, inputs, name="x"):
-    return Session(proto.SerializeToString(), ONE).run({name: inputs})[0]
 
 
 @settings(max_examples=40, deadline=None)
@@ -79,13 +57,6 @@ def test_random_classifiers_say_nearly_the_same_in_fewer_bits(proto, tmp_path_fa
         a.t.data_type == TensorProto.FLOAT16 for n in half.graph.node for a in n.attribute
     )
     assert any(t.data_type == TensorProto.INT8 for t in integer.graph.initializer)
-
-
-def with_softmax(opset=13):
-    b = Builder(opset)
-    flat = b.op("Flatten", b.op("GlobalAveragePool", b.op("Relu", b.conv("x", 3, 4))))
-    b.op("Softmax", b.op("Gemm", flat, b.weight(4, 5), b.weight(5)), axis=1)
-    return b.model(["n", 3, 8, 8], "scores", ["n", 5])
 
 
 @pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
@@ -240,14 +211,6 @@ def test_the_models_own_detour_over_half_precision_is_kept(tmp_path):
     np.testing.assert_allclose(scores_of(half, batch()), scores_of(proto, batch()), rtol=0, atol=0.002)
 
 
-def quantised_already(opset=13):
-    b = Builder(opset)
-    scale, zero_point = b.const(np.array(0.01, np.float32)), b.const(np.array(0, np.uint8))
-    low = b.op("QuantizeLinear", b.op("Relu", b.conv("x", 3, 4)), scale, zero_point)
-    b.op("Flatten", b.op("GlobalAveragePool", b.op("DequantizeLinear", low, scale, zero_point)))
-    return b.model(["n", 3, 8, 8], "scores", ["n", 4])
-
-
 @pytest.mark.parametrize("target", ["int8", "fp16"])
 def test_fewer_bits_twice_are_refused_with_the_node(target):
     with pytest.raises(ModelError, match=r"^model\.onnx: node '\w+' is a QuantizeLinear, so .*--target ort$"):
@@ -286,144 +249,6 @@ def test_silence_leaves_the_root_logger_and_stdout_as_they_were(capsys):
         root.handlers[:] = handlers + added
     assert root.handlers == handlers and logging.root.manager.disable == level
     assert capsys.readouterr() == ("", "")
-
-
-# What counts as good
-
-
-def evaluation(clean, *triggers, kind="accuracy", n=1000):
-    tried = tuple(
-        TriggerEvaluation(target=1, asr=Rate(a, n), robust=Rate(0, n), mistakes=Rate(m, n)) for a, m in triggers
-    )
-    return Evaluation(kind=kind, clean=Rate(clean, n), triggers=tried)
-
-
-def missed(before, after, **options):
-    found = Graded(before=before, after=after, attacks=("t.npz",) * len(before.triggers), images=before.clean.n)
-    return shortfalls(found, ExportOptions(**{"target": "int8", **options}))
-
-
-def test_an_export_that_loses_nothing_is_good():
-    assert missed(evaluation(900, (30, 20)), evaluation(900, (30, 20))) == ()
-    assert missed(evaluation(900, (30, 20)), evaluation(950, (10, 20))) == ()
-
-
-def test_accuracy_lost_beyond_noise_is_missed_and_a_few_images_are_not():
-    assert missed(evaluation(900), evaluation(885)) == ()  # 1.5 %, whose interval begins at 0.9 %
-    (said,) = missed(evaluation(900), evaluation(875))
-    assert said.startswith("accuracy fell by 2.5%, more than --max-loss; try --calibration entropy or percentile")
-    assert missed(evaluation(900), evaluation(875), max_loss=0.03) == ()
-    assert missed(evaluation(29, n=30), evaluation(28, n=30)) == ()
-    assert "agreement" in missed(evaluation(900, kind="agreement"), evaluation(800, kind="agreement"))[0]
-
-
-def test_a_backdoor_that_comes_back_is_missed_however_good_the_accuracy():
-    (said,) = missed(evaluation(900, (20, 10)), evaluation(900, (90, 10)))
-    assert said.startswith("t.npz sends 9.0% of images to class 1, and 2.0% before; try --calibration")
-    # Below --target-asr, but grown by far more than noise.
-    assert missed(evaluation(900, (10, 10)), evaluation(900, (50, 10)))
-    assert missed(evaluation(900, (10, 10)), evaluation(900, (15, 10))) == ()
-    # Mistakes that grow alike are no attack.
-    assert missed(evaluation(900, (20, 10)), evaluation(900, (90, 80))) == ()
-
-
-def test_a_trigger_that_works_in_the_model_itself_asks_for_sanitize():
-    (said,) = missed(evaluation(900, (990, 10)), evaluation(900, (20, 10)), target="fp16")
-    assert said.startswith("t.npz sends 99.0% of images to class 1 in the model itself; clean it with debride sanitize")
-
-
-def test_the_mend_is_that_of_the_target():
-    assert "--target ort" in missed(evaluation(900), evaluation(500), target="fp16")[0]
-    assert "minmax or percentile" in missed(evaluation(900), evaluation(500), method="entropy")[0]
-
-
-def trigger(target):
-    mask = np.zeros((1, 2, 2), np.float32)
-    mask[0, 0, 0] = 0.5
-    return Trigger(target=target, mask=mask, pattern=np.ones((1, 2, 2), np.float32), l1=0.5, success=Rate(1, 1))
-
-
-def two_classes(images):
-    bright = images.mean(axis=(1, 2, 3))
-    return np.stack([1 - bright, bright], axis=1)
-
-
-def test_a_trigger_without_an_image_to_try_it_on_cannot_be_graded():
-    samples = Samples(images=np.full((3, 1, 2, 2), 0.9, np.float32), labels=np.array([1, 1, 1]))
-    with pytest.raises(ImagesError, match=r"every held-out image is of the target class of t\.npz"):
-        graded(two_classes, two_classes, samples, (Attack(name="t.npz", trigger=trigger(1)),))
-
-
-def test_without_labels_the_model_itself_is_the_truth():
-    levels = np.linspace(0, 1, 8, dtype=np.float32)[:, None, None, None]
-    samples = Samples(images=np.tile(levels, (1, 1, 2, 2)))
-    found = graded(two_classes, lambda images: two_classes(images) + np.array([0.3, 0]), samples, ())
-    assert found.before.kind == found.after.kind == "agreement"
-    assert (found.before.clean, found.after.clean) == (Rate(8, 8), Rate(7, 8))
-
-
-# Triggers of a report
-
-
-def report(folder, model="0" * 64, output=None, suspects=(1,), files=True):
-    folder.mkdir(parents=True, exist_ok=True)
-    facts = {"name": "m.onnx", "size": 1}
-    document = {
-        "schema": "debride.report/1",
-        "command": "sanitize",
-        "verdict": "sanitized",
-        "reason": "",
-        "model": {**facts, "sha256": model},
-        "output": {**facts, "sha256": output} if output else None,
-        "suspects": list(suspects),
-    }
-    (folder / "report.json").write_text(str(document).replace("'", '"').replace("None", "null"))
-    for target in suspects if files else ():
-        save_trigger(folder / f"trigger-{target}.npz", trigger(target))
-    return folder
-
-
-def test_a_reports_triggers_are_tried_as_found_and_opaquer(tmp_path):
-    first, second = reported_attacks(report(tmp_path))
-    assert (first.name, second.name) == ("trigger-1.npz", f"trigger-1.npz, {STRENGTHS[-1]:g} times opaquer")
-    assert (first.trigger.mask.max(), second.trigger.mask.max()) == (0.5, 1.0)
-
-
-def test_a_report_without_its_triggers_is_an_error(tmp_path):
-    with pytest.raises(ReportError, match=r"trigger-1\.npz: not there, and the report's suspect 1 needs it"):
-        reported_attacks(report(tmp_path, files=False))
-    with pytest.raises(ReportError, match=r"report\.json: cannot be read"):
-        reported_attacks(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize("place", ["clean.report", "clean-report", "clean.onnx.report", "report", "."])
-def test_the_report_beside_a_model_is_found_by_the_models_hash(place, tmp_path):
-    model, own = tmp_path / "clean.onnx", "a" * 64
-    assert report_beside(model, own) is None
-    report(tmp_path / place, output="b" * 64)
-    assert report_beside(model, own) is None
-    report(tmp_path / place, output=own)
-    assert report_beside(model, own) == tmp_path / place
-    report(tmp_path / place, model=own)
-    assert report_beside(model, own) == tmp_path / place
-    (tmp_path / place / "report.json").write_text("{")
-    assert report_beside(model, own) is None
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"max_loss": 1.5},
-        {"target_asr": -0.1},
-        {"per_class": 0},
-        {"seed": -1},
-        {"native": True},
-        {"target": "fp16", "method": "entropy"},
-    ],
-)
-def test_options_out_of_range_or_at_odds_are_wrong_usage(wrong):
-    with pytest.raises(UsageError):
-        ExportOptions(**{"target": "int8", **wrong})
 
 
 def test_ops_of_a_subgraph_count_as_quantised():
