@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -13,14 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from debride import imagecheck
 from debride.errors import ImagesError
-from debride.framing import fitted
+from debride.framing import fitted, scaled_size
 from debride.images import load_images
 from debride.pixels import decode, read_pixels
 from tiny import tiny_spec
 
 Image = pytest.importorskip("PIL.Image")
 ImageOps = pytest.importorskip("PIL.ImageOps")
+ImageCms = pytest.importorskip("PIL.ImageCms")
+PngImagePlugin = pytest.importorskip("PIL.PngImagePlugin")
 
 BLOCKS = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
 PIXELS = np.kron(BLOCKS, np.ones((8, 8, 1), np.uint8))
@@ -176,6 +180,211 @@ def test_pixels_of_another_size_than_the_header_says_are_refused(monkeypatch):
         read_pixels(saved(COLOUR, "PNG"), "a")
 
 
+# --- files that would take long ----------------------------------------------------------------------------------
+
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+ORIENTATION = b"MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0%c\0\0\0\0\0\0"
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def with_chunks(png, *chunks):
+    """`png` with chunks right after its header."""
+    return png[:33] + b"".join(chunks) + png[33:]
+
+
+def png_of(size, packed, *, depth=8, colour=0, interlace=0):
+    height, width = size
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace))
+    palette = chunk(b"PLTE", bytes(3 << depth)) if colour == 3 else b""
+    return b"\x89PNG\r\n\x1a\n" + head + palette + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+def raw_rows(size, bits, interlace):
+    """What a PNG's pixels inflate to, of noise, its rows unfiltered: counted pixel by pixel."""
+    height, width = size
+    noise, found = np.random.default_rng(3), b""
+    for x, y, across, down in ADAM7 if interlace else ((0, 0, 1, 1),):
+        columns = len(range(x, width, across))
+        for _ in range(y, height, down) if columns else ():
+            found += b"\0" + noise.bytes(-(-columns * bits // 8))
+    return found
+
+
+def interlaced(pixels):
+    """`pixels` (H, W, 3) as an interlaced PNG, which Pillow reads and does not write."""
+    rows = [b"\0" + row.tobytes() for x, y, dx, dy in ADAM7 for row in pixels[y::dy, x::dx] if row.size]
+    return png_of(pixels.shape[:2], zlib.compress(b"".join(rows)), colour=2, interlace=1)
+
+
+def not_decoded(*_):
+    pytest.fail("decoded")
+
+
+def scans_of(data, more):
+    """A progressive JPEG with its last scan repeated."""
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * more + data[-2:]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (56, 40), (8, 3)])
+def test_interlaced_pngs_give_the_pixels_that_pillow_reads(size):
+    data = interlaced(PIXELS[: size[0], : size[1]])
+    found = read_pixels(data, "a")
+    np.testing.assert_array_equal(found, np.asarray(reread(data)))
+    np.testing.assert_array_equal(found, PIXELS[: size[0], : size[1]])
+
+
+@pytest.mark.parametrize("interlace", [0, 1])
+@pytest.mark.parametrize(
+    ("colour", "depth"),
+    [
+        *((0, d) for d in (1, 2, 4, 8, 16)),
+        *((3, d) for d in (1, 2, 4, 8)),
+        *((c, d) for c in (2, 4, 6) for d in (8, 16)),
+    ],
+)
+def test_a_png_may_inflate_to_its_pixels_and_to_no_byte_more(colour, depth, interlace, monkeypatch):
+    monkeypatch.setattr(imagecheck, "_SLACK", 0)
+    for size in ((1, 1), (3, 5), (17, 9), (2, 64)):
+        raw = raw_rows(size, depth * CHANNELS[colour], interlace)
+        kind = {"depth": depth, "colour": colour, "interlace": interlace}
+        assert read_pixels(png_of(size, zlib.compress(raw), **kind), "a").shape[:2] == size
+        with pytest.raises(
+            ImagesError, match=rf"^a: inflates to more than the {len(raw)} bytes of {size[1]}x{size[0]}"
+        ):
+            read_pixels(png_of(size, zlib.compress(raw + b"\0"), **kind), "a")
+
+
+def test_texts_profiles_and_animation_of_a_png_change_no_pixel_and_reach_no_decoder(monkeypatch):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Comment", "a" * 500, zip=True)
+    info.add_itxt("Title", "Grüße", "de", "Titel", zip=True)
+    info.add_text("Author", "somebody")
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    rich = saved(COLOUR, "PNG", pnginfo=info, icc_profile=profile, dpi=(72, 72))
+    rich = with_chunks(rich, chunk(b"gAMA", struct.pack(">I", 20_000)), chunk(b"sBIT", b"\5\6\5"))
+    animated = saved(COLOUR, "PNG", save_all=True, append_images=[Image.fromarray(255 - PIXELS)], default_image=True)
+    for data in (rich, animated):
+        np.testing.assert_array_equal(read_pixels(data, "a"), PIXELS)
+    given, decode_it = [], cv2.imdecode
+    monkeypatch.setattr(cv2, "imdecode", lambda data, flags: given.append(data.tobytes()) or decode_it(data, flags))
+    for data in (rich, animated, saved(COLOUR, "PNG")):
+        np.testing.assert_array_equal(read_pixels(data, "a"), PIXELS)
+    for kind in (b"zTXt", b"iTXt", b"tEXt", b"iCCP", b"pHYs", b"gAMA", b"sBIT"):
+        assert kind in rich
+        assert kind not in given[0]
+    assert b"fdAT" in animated
+    assert b"fdAT" not in given[1]
+    assert given[2] == saved(COLOUR, "PNG")
+
+
+def test_of_many_orientations_in_a_png_the_first_counts_and_no_line_is_written_for_each(capfd):
+    plain = saved(COLOUR, "PNG")
+    many = [chunk(b"eXIf", ORIENTATION % n) for n in (6, *[1] * 20_000)]
+    np.testing.assert_array_equal(read_pixels(with_chunks(plain, *many), "a"), np.rot90(PIXELS, -1))
+    assert capfd.readouterr().err.count("\n") <= 2
+
+
+def test_a_png_whose_texts_inflate_to_gigabytes_is_only_its_pixels(monkeypatch):
+    text = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(8 << 20), 9))
+    given, plain = [], saved(COLOUR, "PNG")
+    monkeypatch.setattr(cv2, "imdecode", lambda data, _: given.append(data.tobytes()))
+    with pytest.raises(ImagesError):
+        read_pixels(with_chunks(plain, *[text] * 100), "a")
+    assert given == [plain]
+
+
+@pytest.mark.parametrize("parts", [1, 3000])
+def test_a_png_that_inflates_to_more_than_its_pixels_is_refused_before_it_is_decoded(parts, monkeypatch):
+    monkeypatch.setattr(cv2, "imdecode", not_decoded)
+    packed = zlib.compress(bytes(64 << 20), 9)
+    step = -(-len(packed) // parts)
+    chunks = [chunk(b"IDAT", packed[at : at + step]) for at in range(0, len(packed), step)]
+    whole = png_of((28, 28), b"")
+    with pytest.raises(ImagesError, match=r"^a: inflates to more than the 812 bytes of 28x28 pixels"):
+        read_pixels(whole[:-12] + b"".join(chunks) + whole[-12:], "a")
+
+
+def test_no_more_of_a_png_is_inflated_than_its_pixels_take(monkeypatch):
+    found = []
+
+    class Counting:
+        def __init__(self):
+            self._stream = zlib.decompressobj()
+            self.decompress = lambda data, most: found.append(self._stream.decompress(data, most)) or found[-1]
+
+        @property
+        def eof(self):
+            return self._stream.eof
+
+    monkeypatch.setattr(imagecheck, "zlib", SimpleNamespace(decompressobj=Counting, error=zlib.error))
+    with pytest.raises(ImagesError, match=r"^a: inflates"):
+        read_pixels(png_of((28, 28), zlib.compress(bytes(64 << 20), 9)), "a")
+    assert sum(map(len, found)) <= 812 + (1 << 20) + 1
+
+
+def test_a_png_of_very_many_chunks_is_an_error():
+    data = with_chunks(saved(COLOUR, "PNG"), chunk(b"tEXt", b"k\0a") * (1 << 16))
+    with pytest.raises(ImagesError, match=r"^a: has more than 65536 chunks"):
+        read_pixels(data, "a")
+
+
+def test_a_jpeg_of_as_many_scans_as_tools_write_is_decoded_and_of_more_is_refused(monkeypatch):
+    data = saved(COLOUR, "JPEG", progressive=True)
+    scans = data.count(b"\xff\xda")
+    most = scans_of(data, 100 - scans)
+    np.testing.assert_array_equal(read_pixels(most, "a"), np.asarray(reread(most)))
+    monkeypatch.setattr(cv2, "imdecode", not_decoded)
+    for more in (101 - scans, 200_000):
+        with pytest.raises(ImagesError, match=r"^a: has more than 100 scans"):
+            read_pixels(scans_of(data, more), "a")
+
+
+def test_what_looks_like_a_scan_and_is_none_does_not_count():
+    data = saved(COLOUR, "JPEG", quality=95)
+    comment = b"\xff\xfe" + struct.pack(">H", 2002) + b"\xff\xda" * 1000
+    expected = np.asarray(reread(data))
+    for where in (2, len(data) - 2):
+        np.testing.assert_array_equal(read_pixels(data[:where] + comment + data[where:], "a"), expected)
+    np.testing.assert_array_equal(read_pixels(data + b"\xff\xda" * 1000, "a"), expected)
+
+
+@pytest.mark.parametrize("progressive", [0, 1])
+def test_scans_with_restart_markers_are_walked_to_their_end(progressive):
+    pixels = np.random.default_rng(4).integers(0, 256, (96, 80, 3), np.uint8)
+    flags = [cv2.IMWRITE_JPEG_RST_INTERVAL, 1, cv2.IMWRITE_JPEG_PROGRESSIVE, progressive]
+    data = cv2.imencode(".jpg", pixels, flags)[1].tobytes()
+    assert data.count(b"\xff\xd3") > 1
+    np.testing.assert_array_equal(read_pixels(data, "a"), np.asarray(reread(data)))
+    with pytest.raises(ImagesError, match=r"^a: ends before the image does"):
+        read_pixels(data[:-2], "a")
+
+
+@pytest.mark.parametrize("segment", [b"\xff\xfe\0\2", b"\xff\xe1\0\2", b"\xff\xc4\0\2"])
+def test_a_jpeg_of_very_many_segments_after_its_scan_is_refused(segment, monkeypatch):
+    monkeypatch.setattr(cv2, "imdecode", not_decoded)
+    data = saved(COLOUR, "JPEG")
+    with pytest.raises(ImagesError, match=r"^a: has more than 16384 segments"):
+        read_pixels(data[:-2] + segment * (1 << 20) + data[-2:], "a")
+
+
+@pytest.mark.parametrize("end", [(1 << 20) - 1, 1 << 20, (1 << 20) + 1, (2 << 20) - 1, 3 << 20])
+def test_the_end_of_a_jpeg_is_found_wherever_it_lies(end):
+    """It is searched in pieces of a mebibyte, from the end of the scan's header on."""
+    data = saved(COLOUR, "JPEG", quality=95)
+    begin = data.rindex(b"\xff\xda") + 2
+    begin += struct.unpack_from(">H", data, begin)[0]
+    for filler in (b"\0", b"\xff"):
+        filled = data[:-2] + filler * (begin + end - (len(data) - 2)) + data[-2:]
+        np.testing.assert_array_equal(read_pixels(filled, "a"), np.asarray(reread(data)))
+        with pytest.raises(ImagesError, match=r"^a: ends before the image does"):
+            read_pixels(filled[:-1], "a")
+
+
 MEASURED = """
 import sys
 from debride.framing import fitted
@@ -217,6 +426,20 @@ def test_without_scaling_the_cut_is_that_of_torchvision(height, width, crop):
     expected = pixels[top : top + crop[0], left : left + crop[1]]
     if (height, width) != crop:
         np.testing.assert_array_equal(fitted(pixels, 1, crop, short)[0], expected)
+
+
+@given(
+    found=st.tuples(st.integers(1, 400), st.integers(1, 400)),
+    short=st.none() | st.integers(8, 64),
+    size=st.tuples(st.integers(1, 8), st.integers(1, 8)),
+)
+def test_the_scaled_size_is_what_images_are_scaled_to(found, short, size):
+    scaled, seen = scaled_size(found, size, short), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("debride.framing.resized", lambda plane, to: seen.append(to) or np.zeros(to, np.float32))
+        assert fitted(np.zeros(found, np.uint8), 1, size, short).shape == (1, *size)
+    assert seen == [scaled]
+    assert short is None or found == size or min(scaled) == short
 
 
 @pytest.mark.parametrize("shape", [(100, 173), (173, 100), (64, 64), (40, 57), (31, 200)])

@@ -32,8 +32,26 @@ def fitted(
     area average down, bilinear up. Raises `ImagesError` where an image is so elongated that it cannot be scaled.
     """
     found = (pixels.shape[0], pixels.shape[1])
-    scaled, corner = _frame(found, size, short_side, name)
+    scaled = scaled_size(found, size, short_side, name)
+    # Half a pixel goes to the even one: torchvision's arithmetic, as the rounding down of the long side.
+    corner = round((scaled[0] - size[0]) / 2), round((scaled[1] - size[1]) / 2)
     return in_depth(np.stack([_framed(plane, scaled, corner, size) for plane in _planes(pixels)]), depth)
+
+
+def scaled_size(
+    found: tuple[int, int], size: tuple[int, int], short_side: int | None = None, name: str = "image"
+) -> tuple[int, int]:
+    """The size to which `fitted` scales what is of size `found`, before it cuts `size` from it.
+
+    Raises `ImagesError` naming `name` where that would be too large.
+    """
+    if short_side is None or found == size:
+        return size
+    short = min(found)
+    height, width = (short_side * side // short for side in found)
+    if height * width > max(found[0] * found[1], _MAX_ENLARGED):
+        raise ImagesError(f"{name}: {found[1]}x{found[0]} pixels are too elongated to be scaled; cut the image first")
+    return height, width
 
 
 def unit(pixels: npt.NDArray[Any]) -> FloatArray:
@@ -75,17 +93,3 @@ def _framed(
 ) -> FloatArray:
     top, left = corner
     return resized(unit(plane), scaled)[top : top + size[0], left : left + size[1]].copy()
-
-
-def _frame(
-    found: tuple[int, int], size: tuple[int, int], short_side: int | None, name: str
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The size to scale to, and the upper left corner of what is cut from it."""
-    if short_side is None or found == size:
-        return size, (0, 0)
-    short = min(found)
-    # The long side is rounded down, and half a pixel of the corner to the even one: torchvision's arithmetic.
-    height, width = (short_side * side // short for side in found)
-    if height * width > max(found[0] * found[1], _MAX_ENLARGED):
-        raise ImagesError(f"{name}: {found[1]}x{found[0]} pixels are too elongated to be scaled; cut the image first")
-    return (height, width), (round((height - size[0]) / 2), round((width - size[1]) / 2))

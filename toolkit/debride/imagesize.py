@@ -1,4 +1,4 @@
-"""An image's size from its first bytes, so that a decompression bomb is refused before it is decoded; and its end."""
+"""An image's size from its first bytes, so that a decompression bomb is refused before it is decoded."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from .errors import ImagesError
 _PNM = rb"P[1-6](?:\s|#[^\r\n]*[\r\n])+(\d{1,10})\s(?:\s|#[^\r\n]*[\r\n])*(\d{1,10})\s"
 # A colour profile takes 255 segments at most; each is walked here, and a file could hold millions.
 _MAX_SEGMENTS = 1 << 14
-# Encoders write 8 KiB of pixels a chunk or more.
-_MAX_CHUNKS = 1 << 16
-_JPEG_END = b"\xff\xd9"
 
 
 def image_size(data: bytes, name: str) -> tuple[int, int]:
@@ -32,25 +29,6 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
     return size
 
 
-def check_whole(data: bytes, name: str) -> None:
-    """Raises `ImagesError` naming `name` where a PNG or JPEG lacks its end mark: it may decode, the rest left grey.
-
-    Bytes after the end are let be, as decoders do. The other formats state their length, which decoders heed.
-    """
-    try:
-        if data[:8] == b"\x89PNG\r\n\x1a\n":
-            whole = _ends_png(data)
-        elif data[:2] == b"\xff\xd8":
-            # Not before the scan: a thumbnail among the segments has an end of its own.
-            whole = data.find(_JPEG_END, max((at for _, at in _segments(data)), default=0)) >= 0
-        else:
-            whole = True
-    except (struct.error, IndexError):
-        whole = False
-    if not whole:
-        raise ImagesError(f"{name}: ends before the image does; get the whole file, or save it again as PNG")
-
-
 def _parse(data: bytes) -> tuple[int, int] | None:
     if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR":
         width, height = struct.unpack_from(">II", data, 16)
@@ -63,19 +41,6 @@ def _parse(data: bytes) -> tuple[int, int] | None:
         return _webp(data)
     match = re.match(_PNM, data[:4096])
     return (int(match[2]), int(match[1])) if match else None
-
-
-def _ends_png(data: bytes) -> bool:
-    """Whether chunk follows chunk up to IEND: OpenCV sets memory aside for what a chunk's length says, up to 4 GB."""
-    at = 8
-    for _ in range(_MAX_CHUNKS):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        at += 12 + length
-        if at > len(data):
-            return False
-        if kind == b"IEND":
-            return True
-    return False
 
 
 def _jpeg(data: bytes) -> tuple[int, int] | None:

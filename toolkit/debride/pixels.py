@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from .errors import ImagesError
 from .framing import fitted
-from .imagesize import check_whole, image_size
+from .imagecheck import checked
+from .imagesize import image_size
 from .types_input import FloatArray, InputSpec
 
 MAX_PIXELS = 1 << 26
@@ -43,7 +44,7 @@ def read_pixels(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> npt.NDA
     height, width = image_size(data, name)
     if height * width > max_pixels:
         raise ImagesError(f"{name}: {width}x{height} pixels exceed the limit of {max_pixels}; scale it down first")
-    check_whole(data, name)
+    data = checked(data, name)
     try:
         # Not IMREAD_UNCHANGED: that one ignores the EXIF orientation.
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)

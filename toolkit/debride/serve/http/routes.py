@@ -5,12 +5,9 @@ https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protoc
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy.typing as npt
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,10 +15,10 @@ from starlette.routing import Route
 
 from debride import __version__
 from debride.errors import ImagesError, ModelError
-from debride.imagesize import image_size
 
 from .batching import Batcher
 from .bodies import Body, Budget
+from .decoding import Decoders
 from .errors import BadRequest, NoAnswer, NotFound, Unavailable
 from .forms import file_of_form
 from .models import Models, Served
@@ -32,8 +29,6 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 EXTENSIONS = ("binary_tensor_data", "classification", "classify_image")
 MAX_TOP = 1000
-# Decoded on the event loop, since handing over takes longer: a 256x256 image takes a millisecond or two.
-_SMALL = 1 << 16
 
 
 class Api:
@@ -42,8 +37,7 @@ class Api:
     def __init__(self, models: Models, batchers: Mapping[tuple[str, str], Batcher], settings: ServeSettings) -> None:
         self._models, self._batchers, self._settings = models, batchers, settings
         self._budget = Budget(settings.max_in_flight)
-        # Large images: two at a time, since each takes memory for all of its pixels.
-        self._decoders = ThreadPoolExecutor(2, "decode")
+        self._decoders = Decoders(settings.max_pixels)
         self.ready = False
 
     def routes(self) -> list[Route]:
@@ -68,8 +62,8 @@ class Api:
         ]
 
     def close(self) -> None:
-        """Ends the decoding threads."""
-        self._decoders.shutdown()
+        """Lets the decoding threads end."""
+        self._decoders.close()
 
     async def server(self, request: Request) -> Response:
         """Server metadata."""
@@ -147,9 +141,12 @@ class Api:
         served = self._served(request)
         top, body = _top(request), self._body(request)
         try:
-            row = await self._prepared(served, await self._image(request, body))
+            data = await self._image(request, body)
+            row = await self._decoders.prepared(served.classifier, data)
             output = served.classifier.spec.output or served.session.outputs[0].name
             (scores,) = await self._batcher(served).submit(row[None], (output,))
+        except ImagesError as error:
+            raise BadRequest(str(error)) from error
         finally:
             body.release()
         try:
@@ -205,19 +202,6 @@ class Api:
         if not data:
             raise BadRequest("the body is empty; send the bytes of an image file")
         return data
-
-    async def _prepared(self, served: Served, data: bytes) -> npt.NDArray[Any]:
-        classifier, most = served.classifier, self._settings.max_pixels
-        try:
-            height, width = image_size(data, "image")
-            if height * width <= _SMALL:
-                return classifier.prepare(data, "image", max_pixels=most)
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(
-                self._decoders, lambda: classifier.prepare(data, "image", max_pixels=most)
-            )
-        except ImagesError as error:
-            raise BadRequest(str(error)) from error
 
 
 def answer(content: Any, status: int = 200) -> Response:
