@@ -115,6 +115,7 @@ bench-export: $(TEST_STAMP)
 	$(BIN)/python benchmarks/bench_export.py --threads 1
 
 bench-serving: $(TEST_STAMP)
+	$(PIP) --editable '.[$(EXTRA),test,bench]'
 	$(BIN)/python benchmarks/bench_classifier.py
 	$(BIN)/python benchmarks/bench_serving.py
 

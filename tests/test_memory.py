@@ -1,6 +1,5 @@
 """Large models: how much memory they take, and that nothing of them is lost where their data are not copied."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from onnx import TensorProto, helper, numpy_helper
 
+from bench_memory import make, measure
 from debride.errors import ModelError, SurgeryError
 from debride.graph.channels import find_groups
 from debride.graph.hollow import LARGE, check_model, filled, hollow, payloads
@@ -17,9 +17,6 @@ from debride.graph.read import read_model
 from debride.graph.surgery import check_written, write_model, zero
 from debride.graph.wire import data_of, pieces_of, size_of
 from graph_models import Builder, assert_close, classifiers, images, run
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from bench_memory import make, measure
 
 MEGABYTES = 120
 linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
