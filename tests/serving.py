@@ -166,7 +166,7 @@ def statuses(found: bytes) -> list[int]:
 
 def post(path: str, body: bytes = b"", *headers: str, length: object = None) -> bytes:
     """A request after which the server closes, whatever it thinks of it; `length` "" leaves Content-Length out."""
-    lines = [f"POST {path} HTTP/1.1", "Host: x", "Connection: close", *headers]
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Connection: close", *headers]
     if length != "":
         lines.append(f"Content-Length: {len(body) if length is None else length}")
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import time
@@ -11,7 +12,14 @@ import pytest
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from debride.serve.http.connections import HEAD_SECONDS, MAX_HEAD, MAX_REST, BoundedProtocol, protocol_within
+from debride.serve.http.connections import (
+    HEAD_SECONDS,
+    MAX_HEAD,
+    MAX_PIPELINE,
+    MAX_REST,
+    BoundedProtocol,
+    protocol_within,
+)
 from serving import BAG, first, post, serving, speak, statuses, unharmed, write_models
 
 TIMEOUT = 1.0
@@ -59,7 +67,7 @@ def test_a_client_that_sends_too_much_sees_413_and_no_reset(server, size, chunke
 
 
 def test_what_comes_after_the_answer_is_not_taken_for_a_request(server):
-    extra = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+    extra = b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
     for length in (2 * LIMIT, 2 * LIMIT + len(extra)):
         assert statuses(speak(server, post(CLASSIFY, bytes(2 * LIMIT) + extra, length=length))) == [413]
     assert "/smuggled" not in server.log()
@@ -108,7 +116,7 @@ def drip(server, start, byte=b"x"):
 
 def test_a_head_that_drips_ends_by_the_timeout(server):
     """The head has a clock of its own, which a byte now and then does not wind."""
-    found, seconds = drip(server, b"POST /v2 HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+    found, seconds = drip(server, b"POST /v2 HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
     assert statuses(found) == [408]
     assert 0.9 * TIMEOUT < seconds < LATE
 
@@ -119,12 +127,12 @@ def test_a_connection_that_says_nothing_ends_by_the_timeout(server):
 
 def test_a_kept_connection_ends_though_line_ends_drip(server):
     """A line end before a request is skipped (RFC 9112, 2.2), and must not keep the connection."""
-    found, seconds = drip(server, b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n", b"\r\n")
+    found, seconds = drip(server, b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\r\n")
     assert statuses(found)[0] == 200
     assert seconds < LATE
 
 
-NOWHERE = b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+NOWHERE = b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
 
 
 def answered(connection):
@@ -202,17 +210,17 @@ class Wire(asyncio.Transport):
         pass
 
 
-def statuses_of(*chunks):
+def statuses_of(*chunks, app=None):
     """The statuses of the answers to what comes in exactly these pieces, each answered before the next."""
 
-    async def app(scope, receive, send):
+    async def empty(scope, receive, send):
         while (await receive())["more_body"]:
             pass
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
 
     async def main():
-        config = Config(app, lifespan="off", log_config=None)
+        config = Config(app or empty, lifespan="off", log_config=None)
         config.load()
         wire, protocol = Wire(), BoundedProtocol(config, ServerState(), {})
         protocol.connection_made(wire)
@@ -227,16 +235,16 @@ def statuses_of(*chunks):
     return asyncio.run(main())
 
 
-HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+HEAD = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
 BODY = bytes(3 * MAX_HEAD)
-LONG = b"GET / HTTP/1.1\r\nHost: x\r\nX: " + bytes(b"a" * (MAX_HEAD + 1))
+LONG = b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + bytes(b"a" * (MAX_HEAD + 1))
 
 
 def test_a_body_is_not_counted_to_the_head_that_follows_it():
-    whole, next_head = HEAD % len(BODY) + BODY, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    whole, next_head = HEAD % len(BODY) + BODY, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
     assert statuses_of(whole[:100], whole[100:] + next_head[:10], next_head[10:]) == [204, 204]
     assert statuses_of(whole + next_head[:10], next_head[10:]) == [204, 204]
-    assert statuses_of(next_head * 3000 + next_head[:10], next_head[10:]) == [204] * 3001
+    assert statuses_of(next_head * 60 + next_head[:10], next_head[10:]) == [204] * 61
 
 
 @pytest.mark.parametrize("before", [(), (HEAD % 3 + b"abc",)], ids=["first", "later"])
@@ -248,6 +256,79 @@ def test_a_head_that_is_too_large_is_refused(before):
 
 def test_a_head_that_begins_behind_a_body_is_refused_by_what_comes_after():
     assert statuses_of(HEAD % len(BODY) + BODY + LONG[:100], LONG[100:] + b"a" * 200) == [204, 400]
+
+
+# --- what follows a body, and what offers another protocol -------------------------------------------------------
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n"
+
+
+@pytest.mark.parametrize("trailer", [b"a:b\r\n" * 100, b"a" * 1000], ids=["many", "one"])
+def test_trailers_without_end_are_refused(trailer):
+    assert statuses_of(CHUNKED, *[trailer] * (MAX_HEAD // len(trailer) + 2)) == [400]
+
+
+def test_trailers_are_no_headers_of_the_request(tmp_path):
+    tokens = {"DEBRIDE_TOKEN": "right"}
+    late = b"Authorization: Bearer right\r\n\r\n"
+    with serving(tmp_path, *write_models(tmp_path), environment=tokens) as served:
+        head = b"GET /v2/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n"
+        assert statuses(speak(served, head + b"\r\n0\r\n" + late)) == [401]
+        assert statuses(speak(served, head + late[:-2] + b"\r\n0\r\n\r\n")) == [200]
+
+
+def test_more_requests_at_once_than_anyone_sends_end_the_connection(server):
+    ask = b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    last = ask.replace(b"Host", b"Connection: close\r\nHost")
+    assert statuses(speak(server, ask * (MAX_PIPELINE - 1) + last)) == [200] * MAX_PIPELINE
+    before = server.memory()
+    held = []
+    for _ in range(100):
+        connection = server.socket()
+        with contextlib.suppress(OSError):
+            connection.sendall(ask * 2000)
+        held.append(connection)
+    time.sleep(1)
+    assert server.memory() - before < 100 << 20
+    for connection in held:
+        connection.close()
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_an_offer_of_another_protocol_is_passed_over(server, split):
+    body = b"\r\nUpgrade: h2c\r\n\r\n" + first(BAG).read_bytes()
+    offers = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__")
+    for data, status in ((first(BAG).read_bytes(), 200), (body, 400)):
+        request = post(CLASSIFY, data, *offers)
+        at = request.index(b"\r\n\r\n") + 4 if split else len(request)
+        with server.socket() as connection:
+            connection.sendall(request[:at])
+            time.sleep(0.05)
+            connection.sendall(request[at:])
+            assert answered(connection) == status
+
+
+def test_only_heads_are_searched_for_such_an_offer():
+    seen = []
+
+    async def app(scope, receive, send):
+        body = b""
+        while True:
+            message = await receive()
+            body += message["body"]
+            if not message["more_body"]:
+                break
+        seen.append((body, [name for name, _ in scope["headers"]]))
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    body = b"\r\nUpgrade: h2c\r\n\r\n"
+    offered = HEAD.replace(b"Host", b"Connection: upgrade\r\nUpgrade: h2c\r\nHost") % len(body)
+    for pieces in ([offered + body], [offered, body], [offered, body[:5], body[5:]]):
+        assert statuses_of(*pieces, app=app) == [204]
+    assert {found for found, _ in seen} == {body}
+    assert all(b"upgrade" not in names for _, names in seen)
 
 
 def test_an_image_is_still_classified(server):

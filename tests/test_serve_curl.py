@@ -115,7 +115,7 @@ def test_a_body_past_the_limit_is_refused(server, way, tmp_path):
 
 
 def test_a_length_past_the_limit_is_refused_before_the_body_is_sent(server):
-    head = "POST /v2/models/fashion/classify HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
+    head = "POST /v2/models/fashion/classify HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
     head += f"Authorization: Bearer {TOKEN}\r\nContent-Length: {LIMIT + 1}\r\n\r\n"
     with server.socket(timeout=5) as connection:
         connection.sendall(head.encode())
@@ -134,7 +134,7 @@ def test_without_the_token_only_pages_and_health_open(server):
 
 
 def test_the_token_is_asked_for_before_a_body_is_read(server):
-    head = "POST /v2/models/fashion/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+    head = "POST /v2/models/fashion/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"
     with server.socket(timeout=5) as connection:
         connection.sendall(head.encode())
         assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")

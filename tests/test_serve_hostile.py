@@ -75,7 +75,7 @@ def test_a_body_that_drips_ends_by_the_timeout(server):
 )
 def test_a_bomb_of_headers_is_cut_off(server, head):
     before = server.memory()
-    found = speak(server, b"GET /v2 HTTP/1.1\r\nHost: x\r\n" + head + b"Connection: close\r\n\r\n")
+    found = speak(server, b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n" + head + b"Connection: close\r\n\r\n")
     assert statuses(found) in ([], [400], [413], [431])
     assert server.memory() - before < 32 << 20
 
@@ -84,7 +84,7 @@ def test_a_bomb_of_headers_is_cut_off(server, head):
     "length", ["99999999999999999999999999", str(1 << 63), "1e9", "-1", "0x10", "1,1", "+3", "", "²"]
 )
 def test_an_absurd_content_length(server, length):
-    raw = f"POST {CLASSIFY} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\nabc"
+    raw = f"POST {CLASSIFY} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\nabc"
     assert statuses(speak(server, raw.encode()))[:1] in ([], [400], [413])
 
 
@@ -131,7 +131,7 @@ def test_chunks_past_the_limit_are_cut_off(server, count):
     ids=lambda path: path[:40],
 )  # fmt: skip
 def test_paths_that_lead_nowhere(server, path):
-    found = speak(server, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    found = speak(server, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
     assert statuses(found) in ([400], [404])
     assert b"root:" not in found
     assert b"install_requires" not in found
@@ -145,12 +145,12 @@ def test_paths_that_lead_nowhere(server, path):
         b"GET / HTTP/9.9\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\xaa" * 400,  # TLS
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nBad Header: y\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nBad Header: y\r\n\r\n",
         b"GET /\x00 HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\n: empty\r\n\r\n",
         b"\r\n" * 1000 + b"X" * 100,
         b"G" * 5000,
-        b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"CONNECT x:80 HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ],
     ids=lambda raw: f"{raw[:16]!r}",
 )
@@ -166,7 +166,7 @@ def test_http_1_0_is_answered_and_closed(server):
 
 def test_an_upgrade_is_not_taken(server):
     for protocol, more in (("websocket", "Sec-WebSocket-Key: eA==\r\nSec-WebSocket-Version: 13\r\n"), ("h2c", "")):
-        head = f"GET /v2 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: {protocol}\r\n{more}\r\n"
+        head = f"GET /v2 HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, close\r\nUpgrade: {protocol}\r\n{more}\r\n"
         assert statuses(speak(server, head.encode())) == [200]
 
 
@@ -176,11 +176,11 @@ def test_pipelined_requests_are_answered_in_order(server):
     for n in range(20):
         path, status = (("/v2/health/live", 200), ("/nowhere", 404), (CLASSIFY, 200))[n % 3]
         if path == CLASSIFY:
-            raw += f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n\r\n".encode() + image
+            raw += f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(image)}\r\n\r\n".encode() + image
         else:
-            raw += f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+            raw += f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
         wanted.append(status)
-    found = speak(server, raw + b"GET /v2 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", within=10)
+    found = speak(server, raw + b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", within=10)
     assert statuses(found) == [*wanted, 200]
 
 

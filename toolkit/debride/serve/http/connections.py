@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from asyncio import TimerHandle, Transport
 from typing import Any
 
@@ -15,10 +16,12 @@ except ImportError:  # Windows, where open files have no such limit
 
 MAX_HEAD = 64 << 10
 HEAD_SECONDS = 10.0
+MAX_PIPELINE = 64
 MAX_REST = 64 << 20
 REST_SECONDS = 4.0
 _MOST = 10_000
 _RESERVED = 64  # files for other purposes than connections
+_UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:[^\r\n]*", re.IGNORECASE)
 
 
 def most_connections() -> int:
@@ -43,8 +46,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._head: TimerHandle | None = None
         self._rest: TimerHandle | None = None
-        self._head_bytes = self._rest_bytes = 0
-        self._ended = self._lingers = False
+        self._unused = self._rest_bytes = 0
+        self._used = self._in_body = self._lingers = False
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """Starts the clock, or closes what is one too many."""
@@ -56,44 +59,58 @@ class BoundedProtocol(HttpToolsProtocol):
             self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops the clocks."""
+        """Stops the clocks, and forgets what was asked and not begun."""
         self._head_here()
         self._rest_here()
+        self.pipeline.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Ends a head that is too large, discards a body that nobody reads."""
+        """Ends heads and trailers that are too large, discards a body that nobody reads."""
         if self._lingers:
             self._rest_bytes += len(data)
             if self._rest_bytes > MAX_REST:
                 self._too_slow()
             return
-        self._ended = False
-        super().data_received(data)
-        if self._head is None:
-            self._head_bytes = 0
-            if self._idle() and self.timeout_keep_alive_task is None and self._rest is None:
-                self._await_head()  # what came has stopped uvicorn's clock, and begins no request
-            return
-        # Where a request ended in the same bytes, most of them are its own: counted from the next on.
-        self._head_bytes = 0 if self._ended else self._head_bytes + len(data)
-        if self._head_bytes > MAX_HEAD and not self._over():
-            self.send_400_response("the head of the request is too large")
+        self._used = False
+        between = not self._unused and (self.cycle is None or not self.cycle.more_body)
+        super().data_received(_without_upgrade(data) if between else data)
+        # Bytes that completed neither head nor body nor any of it: what the parser holds of a head, or of trailers.
+        self._unused = 0 if self._used else self._unused + len(data)
+        if self._unused > MAX_HEAD and not self._over():
+            self.send_400_response("the head of the request, or what follows its body, is too large")
+        elif self._head is None and self._idle() and self.timeout_keep_alive_task is None and self._rest is None:
+            self._await_head()  # what came has stopped uvicorn's clock, and begins no request
 
     def on_message_begin(self) -> None:
         """Starts the clock for a request on a kept connection."""
+        self._in_body = False
         self._await_head()
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Takes a header; one that comes behind the body is none of the request's (RFC 9110, 6.5.1)."""
+        if not self._in_body:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """Stops the clock: the body has the gate's."""
+        self._used = self._in_body = True
         self._head_here()
         super().on_headers_complete()
         self.cycle.transport = self._answers
+        if len(self.pipeline) > MAX_PIPELINE:
+            self.pipeline.clear()
+            self.transport.abort()
+
+    def on_body(self, body: bytes) -> None:
+        """Takes a part of the body."""
+        self._used = True
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Notes where a request ends."""
-        self._ended = True
+        self._used = True
         self._rest_here()
         super().on_message_complete()
 
@@ -158,7 +175,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _head_too_slow(self) -> None:
         self._head = None
-        if self._head_bytes:
+        if self._unused:
             self._refuse(408, f"the head of the request did not arrive within {self.head_seconds:g} s")
         else:
             self._too_slow()
@@ -185,6 +202,18 @@ class _Answers(Transport):
         self.write = protocol.write  # type: ignore[method-assign,assignment]
         self.close = protocol.close  # type: ignore[method-assign]
         self.is_closing = protocol.transport.is_closing  # type: ignore[method-assign]
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """`data` without the offer to speak another protocol, where a whole head begins it.
+
+    A server may ignore the offer (RFC 9110, 7.8), which Java's client makes by default; the parser would take the body
+    for that protocol and drop it.
+    """
+    end = data.find(b"\r\n\r\n")
+    if end < 0 or not _UPGRADE.search(data, 0, end):
+        return data
+    return _UPGRADE.sub(b"", data[:end]) + data[end:]
 
 
 def protocol_within(timeout: float) -> type[BoundedProtocol]:
