@@ -1,9 +1,10 @@
-"""Image files that are broken, are none, or are far larger than they look: 400 with the reason, and no memory spent."""
+"""Image files that are broken, none, or far larger or slower than they look: 400 with the reason, nobody held up."""
 
 from __future__ import annotations
 
 import random
 import re
+import signal
 import struct
 import time
 import zlib
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 
+from debride.serve.http.decoding import threads_for
 from serving import colour_png, serving, unharmed, write_models
 
 MAX_PIXELS = 4_000_000
@@ -101,9 +104,99 @@ def test_many_bombs_at_once_hold_nobody_up(server):
             highest = max(highest, server.memory())
         found = [one.result().status for one in asked]
     assert found == [200, 400] * 50
-    # Two are decoded at a time: 4 million pixels as bytes, as three colours, and as what comes between.
-    assert highest - before < 128 << 20
+    # Each thread: 4 million pixels as bytes, as three colours, and as what comes between.
+    assert highest - before < 64 * threads_for(MAX_PIXELS) << 20
     assert worst < 2
+
+
+def idat(packed, width, height):
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+def zeros(mebibytes):
+    """As zlib packs that many zeros, from one part that is said again."""
+    packer = zlib.compressobj(9)
+    first, part = (packer.compress(bytes(1 << 24)) + packer.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
+    return first + part * (mebibytes // 16 - 1) + packer.flush()
+
+
+def progressive(side, more, end=b"\xff\xd9"):
+    """A JPEG whose last scan, a few bytes for all of its pixels, stands there `more` times more."""
+    flags = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]
+    data = cv2.imencode(".jpg", np.full((side, side, 3), 128, np.uint8), flags)[1].tobytes()[:-2]
+    return data + data[data.rindex(b"\xff\xda") :] * more + end
+
+
+# Each kept the server from answering anybody for 15 s or more.
+SLOW = {
+    "a PNG of 28x28 that inflates to 4 GiB": (lambda: idat(zeros(4096), 28, 28), "image: inflates to more"),
+    "a PNG of 256x256 that inflates to 4 GiB": (lambda: idat(zeros(4096), 256, 256), "image: inflates to more"),
+    "a JPEG of two million scans": (lambda: progressive(256, 2_000_000), "image: has more than 100 scans"),
+    "a large JPEG of many scans": (lambda: progressive(2000, 200_000), "image: has more than 100 scans"),
+    "a JPEG of many segments": (
+        lambda: progressive(256, 0, b"\xff\xe1\0\2" * 7_000_000 + b"\xff\xd9"),
+        "image: has more than 16384 segments",
+    ),
+}
+
+
+def while_others_ask(server, ask):
+    """What `ask` gives, where meanwhile, and once at least, the server has answered others soon."""
+    with ThreadPoolExecutor(1) as clients:
+        asked = clients.submit(ask)
+        while True:
+            began = time.monotonic()
+            assert server.get("/v2/health/live").status == 200
+            assert time.monotonic() - began < 2
+            if asked.done():
+                return asked.result()
+            time.sleep(0.02)
+
+
+@pytest.mark.parametrize("slow", SLOW)
+def test_what_takes_long_for_its_pixels_is_refused_and_holds_nobody_up(server, slow):
+    make, reason = SLOW[slow]
+    data, before = make(), cpu(server)
+    assert len(data) < 32 << 20
+    answer = while_others_ask(server, lambda: server.post(CLASSIFY, data))
+    assert answer.status == 400
+    assert answer.error.startswith(reason)
+    assert cpu(server) - before < 2
+
+
+def test_texts_that_inflate_to_gigabytes_are_left_out(server):
+    text = chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(8 << 20), 9))
+    before, whole = cpu(server), colour_png(1)
+    data = whole[:33] + text * 1000 + whole[33:]
+    answer = while_others_ask(server, lambda: server.post(CLASSIFY, data))
+    assert answer.json()["predictions"][0]["label"] == "green"
+    assert cpu(server) - before < 2
+
+
+def test_images_that_take_their_time_hold_no_small_ones_up(server):
+    """As many scans as are allowed, over as many pixels: all threads are busy, and the loop is free."""
+    data = progressive(2000, 90)
+
+    def ask():
+        with ThreadPoolExecutor(8) as clients:
+            return [one.result().status for one in [clients.submit(server.post, CLASSIFY, data) for _ in range(8)]]
+
+    assert while_others_ask(server, ask) == [200] * 8
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_stops_while_images_are_decoded(tmp_path, by):
+    """They take seconds each, past the deadline of their requests: nobody waits for them, and nothing crashes."""
+    data = progressive(5500, 90)
+    with serving(tmp_path, *write_models(tmp_path), "--threads", 1, "--timeout", 0.5) as served:
+        with ThreadPoolExecutor(8) as clients:
+            found = [one.result() for one in [clients.submit(served.post, CLASSIFY, data) for _ in range(8)]]
+        assert {answer.status for answer in found} == {503}
+        busy = cpu(served)
+        assert served.end(by, within=20) == 0
+        assert busy > 0.5
+        assert "terminate" not in served.log()
 
 
 NOT_IMAGES = {
@@ -167,6 +260,12 @@ def test_a_png_whose_chunk_says_it_is_huge_takes_no_memory(server, at, length):
     assert server.post(CLASSIFY, bytes(data)).status == 400
     assert time.monotonic() - began < 1
     assert peak(server) - highest < 16 << 20
+
+
+def cpu(server):
+    """The seconds of processor time that the process has had."""
+    times = psutil.Process(server.process.pid).cpu_times()
+    return times.user + times.system
 
 
 def peak(server):
