@@ -354,3 +354,38 @@ def test_logs_are_lines_of_json_or_text_without_what_a_terminal_obeys(models, ca
             assert found["level"] == "info"
         else:
             assert 'path="/nix?[31m?forged\\" status=200" status=404' in line
+
+
+def test_a_long_list_of_numbers_is_read_while_others_are_answered(models):
+    """A body over a mebibyte is parsed beside the event loop, and gives the same."""
+    values = np.random.default_rng(0).uniform(0, 1, (2000, 3, 6, 5)).astype(np.float32)
+    body = json.dumps(tensor(values)).encode()
+    assert len(body) > 1 << 20
+    threads = set()
+
+    async def scenario(app):
+        import httpx2
+
+        from debride.serve.http import routes
+
+        parse = routes.parse_infer
+
+        def seen(*arguments, **options):
+            threads.add(threading.current_thread() is threading.main_thread() or threading.current_thread().name)
+            return parse(*arguments, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(routes, "parse_infer", seen)
+            async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://x") as ask:
+                loop_thread = threading.current_thread().name
+                found = await ask.post(INFER, content=body)
+                return found, loop_thread
+
+    app = create_app(models, ServeSettings(queue=5000))
+    with TestClient(app) as server:
+        found, loop_thread = server.portal.call(scenario, app)
+    assert found.status_code == 200
+    assert threads
+    assert loop_thread not in threads
+    scores = np.reshape(found.json()["outputs"][0]["data"], (2000, 4))
+    np.testing.assert_allclose(scores, models[1].session.run({"image": values})[0], rtol=1e-4, atol=1e-5)
