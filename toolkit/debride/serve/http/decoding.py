@@ -118,7 +118,7 @@ def _done(job: _Job | None) -> bool:
     if job is None:
         return False
     work = job.work
-    if work is None or job.answer.done():  # its time is over, its client has gone, or the server stops
+    if work is None:  # its time is over, its client has gone, or the server stops
         return True
     found: Row | Exception
     try:

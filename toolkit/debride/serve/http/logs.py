@@ -22,7 +22,8 @@ def configure(kind: LogFormat) -> None:
     """Sends this server's events and uvicorn's warnings to stderr, in the format `kind`."""
     handler = _Handler(kind)
     LOGGER.setLevel(logging.INFO)
-    # What OpenCV thinks of a broken image is in the answer; on stderr it would break lines of JSON.
+    # What OpenCV thinks of a broken image is in the answer, and would stand between lines of JSON. libjpeg and libpng
+    # still write a line or two of fixed words for one: to close stderr to them would close it to what a crash says.
     (cv2.utils.logging if hasattr(cv2.utils, "logging") else cv2).setLogLevel(0)  # moved in OpenCV 4.13
     # uvicorn tells of starting and stopping itself; what it warns of is kept.
     uvicorn = logging.getLogger("uvicorn")
