@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from json import dumps
 from pathlib import Path
 from textwrap import wrap
@@ -146,7 +149,7 @@ def export(
             seed=seed,
             threads=resources.threads,
         )
-        with shown(quiet) as progress, opened(request, progress) as source:
+        with _scratch(), shown(quiet) as progress, opened(request, progress) as source:
             tell_conversion(source.conversion)
             sources = Sources(
                 source=source, flags=request.flags, images=images, triggers=tuple(trigger or ()), report=report
@@ -158,6 +161,18 @@ def export(
         if found.missed:
             say(f"not good enough, so nothing was written: {'; '.join(found.missed)}")
             raise Exit(1)
+
+
+@contextmanager
+def _scratch() -> Iterator[None]:
+    """One folder for all temporary files, onnxruntime's too: Ctrl-C may hit while it clears up its own."""
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix="debride-", ignore_cleanup_errors=True) as folder:
+        tempfile.tempdir = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
 
 
 def _text(found: Exported) -> str:
