@@ -146,6 +146,33 @@ def test_a_report_without_suspects_is_told_to_have_no_triggers(run, given, tmp_p
     assert code == 1 and "has no suspects" in err and "no trigger was tried" not in err
 
 
+def test_a_report_without_suspects_hides_no_other(run, tmp_path):
+    model = tmp_path / "clean.onnx"
+    model.write_bytes(MODEL.read_bytes())
+    digest = exported(run, "ort", tmp_path / "a.ort", model=model)[1]["model"]["sha256"]
+    report(tmp_path / "clean.onnx.report", output=digest, suspects=())
+    told = report(tmp_path / "report", output=digest, suspects=(7,))
+    save_trigger(told / "trigger-7.npz", load_trigger(TRIGGER))
+    code, found, err = exported(run, "ort", tmp_path / "b.ort", model=model)
+    assert code == 1 and len(found["attacks"]) == 2
+    assert f"the report in {told} is of this model" in err
+
+
+def test_what_the_images_cannot_tell_is_said(run, tmp_path):
+    loaded = load_images(IMAGES)
+    x, y = np.rint(255 * loaded.images[:, 0]).astype(np.uint8), loaded.labels
+    np.savez(tmp_path / "two.npz", x=x[y < 2], y=y[y < 2])
+    _, _, err = exported(run, "ort", tmp_path / "two.ort", images=tmp_path / "two.npz")
+    assert "8 of 10 classes have no image among those that grade" in err
+    few = np.concatenate([np.flatnonzero(y == k)[:5] for k in range(10)])
+    np.savez(tmp_path / "few.npz", x=x[few], y=y[few])
+    _, _, err = exported(run, "ort", tmp_path / "few.ort", images=tmp_path / "few.npz")
+    assert "images only: what so few say is little more than chance" in err
+    assert "classes have no image" not in err
+    _, _, err = exported(run, "ort", tmp_path / "all.ort")
+    assert "images only" not in err and "classes have no image" not in err
+
+
 def test_without_images_only_what_is_unchecked_is_written(run, tmp_path):
     for target, mend in (("int8", "give --images"), ("ort", "--unchecked"), ("fp16", "--unchecked")):
         output = tmp_path / f"{target}.{SUFFIX[target]}"

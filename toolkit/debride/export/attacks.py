@@ -50,13 +50,14 @@ def report_beside(model: Path, sha256: str) -> Path | None:
     """The folder of a report that names the file `model` by its SHA-256 (hex), as what was judged or written.
 
     None where there is none (`reports_beside` tells where); a report of another file, or a broken one, is nobody's
-    affair here.
+    affair here. One that names suspects comes before one that names none, wherever it lies.
     """
+    fitting = []
     for path in reports_beside(model):
         try:
             summary = read_report(path)
         except ReportError:
             continue
         if sha256 in (summary.model.sha256, summary.output.sha256 if summary.output else None):
-            return path.parent
-    return None
+            fitting.append((not summary.suspects, path.parent))
+    return min(fitting, key=lambda found: found[0])[1] if fitting else None

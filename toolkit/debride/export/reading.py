@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from debride.conversion.source import Source
 from debride.export.attacks import Attack, named_attacks, report_beside, reported_attacks
 from debride.export.prepare import check_size
@@ -16,6 +18,7 @@ from debride.spec import Declared, declare, resolve_spec, sidecar_of
 from debride.specfile import SpecFlags
 from debride.types import FileFacts, InputSpec, Samples
 
+_FEW = 30
 _FIT = 0.7
 """As in sanitize: with the same images, seed and --per-class, no trigger was fitted to what is graded here."""
 
@@ -79,8 +82,10 @@ def read(sources: Sources, options: ExportOptions, runtime: Runtime) -> Ready:
     facts = sources.source.facts or FileFacts(name=origin.name, sha256=model.sha256, size=model.size)
     parts, attacks, more = None, tuple[Attack, ...](), tuple[str, ...]()
     if samples is not None and spec is not None:
-        parts = _split(samples, predictor(session, spec)(samples.images[:1]).shape[1], options)
+        n_classes = predictor(session, spec)(samples.images[:1]).shape[1]
+        parts = _split(samples, n_classes, options)
         attacks, more = _attacks(sources, facts.sha256)
+        more += _uncovered(parts.held_out, n_classes)
     return Ready(
         model=model,
         session=session,
@@ -115,6 +120,19 @@ def _split(samples: Samples, n_classes: int, options: ExportOptions) -> Split:
         samples = draw_per_class(samples, options.per_class, options.seed, n_classes)
     fit, held_out = split(samples, options.seed, _FIT)
     return Split(fit=fit, held_out=held_out)
+
+
+def _uncovered(held_out: Samples, n_classes: int) -> tuple[str, ...]:
+    """Remarks on what the held-out images cannot tell."""
+    notes = []
+    if len(held_out) < _FEW:
+        notes.append(f"graded on {len(held_out)} images only: what so few say is little more than chance; give more")
+    if held_out.labels is not None and (unseen := n_classes - len(np.unique(held_out.labels))):
+        notes.append(
+            f"{unseen} of {n_classes} classes have no image among those that grade: what the export does to them is "
+            "not measured"
+        )
+    return tuple(notes)
 
 
 def _attacks(sources: Sources, sha256: str) -> tuple[tuple[Attack, ...], tuple[str, ...]]:
