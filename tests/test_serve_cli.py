@@ -1,4 +1,4 @@
-"""`debride serve` where it does not come to serving: one line that names the flag or file, the mend, and the exit code."""
+"""`debride serve` where it does not come to serving: one line names the flag or file and the mend; the exit codes."""
 
 import socket
 import sys
