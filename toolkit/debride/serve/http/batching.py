@@ -71,7 +71,7 @@ class Batcher:
         run: Run,
         plan: Plan,
         *,
-        max_batch: int = 32,
+        max_batch: int = 8,
         max_delay: float = 0.0,
         limit: int = 256,
         workers: int = 1,

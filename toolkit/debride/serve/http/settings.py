@@ -19,7 +19,7 @@ class ServeSettings:
     `hosts`, where not empty, are the names that requests may ask for in their Host header.
     """
 
-    max_batch: int = 32
+    max_batch: int = 8
     max_delay: float = 0.0
     queue: int = 256
     workers: int = 2
