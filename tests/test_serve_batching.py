@@ -63,6 +63,7 @@ def test_what_waits_runs_together_and_everybody_gets_their_own():
     found = run(
         lambda b: behind_a_busy_model(b, model, lambda b: [b.submit(rows(k, k + 0.5), ("y",)) for k in range(1, 6)]),
         model,
+        max_batch=16,
     )
     assert model.sizes == [1, 10]
     for k, (answer,) in enumerate(found, start=1):
