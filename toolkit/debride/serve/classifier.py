@@ -90,11 +90,11 @@ class Classifier:
             raise ImagesError("classify takes several images, and one was given: write classify([image])")
         if isinstance(images, list | tuple) and len(images) == 1:
             # What the way of the many takes by itself shows beside a small model's run.
-            return self.ranked(self._scores(self._rows.row(images[0], "image 0")[None]), top)
+            return self._ranked(self._scores(self._rows.row(images[0], "image 0")[None]), top)
         found: list[list[Prediction]] = []
         rows = prepared(self._rows.row, images, self._batch)
         while batch := list(islice(rows, self._batch)):
-            found += self.ranked(self._scores(np.array(batch)), top)
+            found += self._ranked(self._scores(np.array(batch)), top)
         return found
 
     def prepare(self, image: Image, name: str, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[Any]:
@@ -122,10 +122,12 @@ class Classifier:
 
         Raises `ModelError` where `scores` are not finite or not (N, K).
         """
-        usable = shaped(scores, len(scores) if scores.ndim else 0, self.session.name)
-        if usable.shape[1] != self.n_classes:
-            raise ModelError(f"{self.session.name}: {usable.shape[1]} scores an image, where it gave {self.n_classes}")
-        return ranked(usable, top, self._labels, by_softmax=self.softmax, name=self.session.name)
+        return self._ranked(shaped(scores, len(scores) if scores.ndim else 0, self.session.name), top)
+
+    def _ranked(self, scores: FloatArray, top: int) -> list[list[Prediction]]:
+        if scores.shape[1] != self.n_classes:
+            raise ModelError(f"{self.session.name}: {scores.shape[1]} scores an image, where it gave {self.n_classes}")
+        return ranked(scores, top, self._labels, by_softmax=self.softmax, name=self.session.name)
 
     def _scores(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         n = len(rows)
