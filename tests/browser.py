@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
@@ -81,7 +82,9 @@ class Page:
         return self.one(css, seconds).text
 
     def wait(self, what, why: str, seconds: float = 15):
-        return WebDriverWait(self.driver, seconds, 0.05).until(lambda _: what(), f"{why}: {self.all('body')[0].text}")
+        # The page may replace what was just found: it is looked for again, as what is not there yet.
+        waiting = WebDriverWait(self.driver, seconds, 0.05, [StaleElementReferenceException])
+        return waiting.until(lambda _: what(), f"{why}: {self.all('body')[0].text}")
 
     def upload(self, *files: Path) -> None:
         """Through the file input, as its dialog does."""
