@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,10 @@ from .npz import read_npz
 from .pixels import decode, encode, read_file, read_pixels
 from .types import FloatArray, IntArray, Samples, frozen_array
 
-__all__ = ["LoadedImages", "check_labels", "decode", "draw_per_class", "encode", "load_images", "split"]
+if TYPE_CHECKING:
+    from .spec import Declared
+
+__all__ = ["LoadedImages", "check_labels", "decode", "draw_per_class", "encode", "load_for", "load_images", "split"]
 
 MAX_VALUES = 1 << 28
 # Wider than what is decoded: a file in another image format is an error, not a file to skip in silence.
@@ -46,6 +49,18 @@ class LoadedImages:
     def samples(self) -> Samples:
         """The same images and labels as `Samples`."""
         return Samples(images=self.images, labels=self.labels)
+
+
+def load_for(declared: Declared, path: Path, *, resize: bool = False) -> LoadedImages:
+    """`load_images` of `path` as the model that was `declared` takes them."""
+    return load_images(
+        path,
+        depth=declared.depth,
+        size=declared.size,
+        class_names=declared.class_names,
+        resize=resize,
+        short_side=declared.fields.short_side,
+    )
 
 
 def load_images(

@@ -15,7 +15,7 @@ from debride.graph.channels import find_groups
 from debride.graph.read import Model, read_model
 from debride.graph.seen import Seen, seen
 from debride.graph.wire import pieces_of, size_of
-from debride.images import check_labels, draw_per_class, load_images, split
+from debride.images import check_labels, draw_per_class, load_for, split
 from debride.proxy.interpreter import Proxy
 from debride.proxy.parity import check_parity
 from debride.sessions import Runtime, Session, predictor
@@ -64,14 +64,7 @@ def load(source: Source, images_path: Path, settings: Settings) -> Loaded:
     session = Session(model.working.SerializeToString(), runtime, source.origin.name)
     sidecar = sidecar_of(source.path)
     declared = declare(session, flags=settings.flags, sidecar=sidecar)
-    images = load_images(
-        images_path,
-        depth=declared.depth,
-        size=declared.size,
-        class_names=declared.class_names,
-        resize=settings.resize,
-        short_side=declared.fields.short_side,
-    )
+    images = load_for(declared, images_path, resize=settings.resize)
     if declared.n_classes:
         check_labels(images, declared.n_classes, images_path)
     samples = images.samples()

@@ -84,7 +84,7 @@ def evaluate(
 
 def _judge(graph: Path, images: Path, request: Request, files: tuple[Path, ...], resources: Resources) -> Judged:
     from debride.evaluate import evaluate as measure
-    from debride.images import check_labels, load_images
+    from debride.images import check_labels, load_for
     from debride.sessions import Session, predictor
     from debride.spec import declare, resolve_spec, sidecar_of
     from debride.triggers import load_trigger
@@ -92,14 +92,7 @@ def _judge(graph: Path, images: Path, request: Request, files: tuple[Path, ...],
     triggers = tuple(load_trigger(path) for path in files)
     session, sidecar = Session(graph, resources.runtime(), str(request.model)), sidecar_of(graph)
     declared = declare(session, flags=request.flags, sidecar=sidecar)
-    loaded = load_images(
-        images,
-        depth=declared.depth,
-        size=declared.size,
-        class_names=declared.class_names,
-        resize=request.resize,
-        short_side=declared.fields.short_side,
-    )
+    loaded = load_for(declared, images, resize=request.resize)
     if declared.n_classes is not None:
         check_labels(loaded, declared.n_classes, images)
     samples = loaded.samples()

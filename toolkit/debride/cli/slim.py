@@ -146,7 +146,7 @@ def _compared_on(
     model: Graph, source: Source, request: Request, resources: Resources
 ) -> tuple[InputSpec | None, FloatArray | None]:
     """How the model wants its input, and the images; None where nobody says it, and where there are none."""
-    from debride.images import load_images
+    from debride.images import load_for
     from debride.sessions import Session
     from debride.spec import declare, resolve_spec, sidecar_of
     from debride.specfile import METADATA_KEY, SpecFlags
@@ -159,14 +159,7 @@ def _compared_on(
     declared = declare(session, flags=flags, sidecar=sidecar)
     if request.images is None:
         return _shaped(declared), None
-    loaded = load_images(
-        request.images,
-        depth=declared.depth,
-        size=declared.size,
-        class_names=declared.class_names,
-        resize=request.resize,
-        short_side=declared.fields.short_side,
-    )
+    loaded = load_for(declared, request.images, resize=request.resize)
     samples = loaded.samples()
     return resolve_spec(session, flags=flags, sidecar=sidecar, samples=samples).spec, samples.images
 

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from debride.errors import ModelError, ParityError
-from debride.images import encode, load_images
+from debride.images import encode, load_for
 from debride.sessions import Session
 from debride.spec import declare, resolve_spec, sidecar_of
 from debride.specfile import SpecFlags, merged
@@ -36,7 +36,7 @@ def measured(
     """`session` against `reference` on 8 random inputs and on up to 64 of `images` (drawn by `seed`), where given.
 
     The images are encoded as `flags`, the side-car beside `model` or the graph's metadata say, else as measured on
-    them. Raises the errors of `declare`, `load_images` and `resolve_spec`, and `ParityError` where a result is not
+    them. Raises the errors of `declare`, `load_for` and `resolve_spec`, and `ParityError` where a result is not
     finite or of another shape.
     """
     sidecar = sidecar_of(model)
@@ -44,14 +44,7 @@ def measured(
     rng = np.random.default_rng(seed)
     clean = []
     if images is not None:
-        loaded = load_images(
-            images,
-            depth=declared.depth,
-            size=declared.size,
-            class_names=declared.class_names,
-            resize=resize,
-            short_side=declared.fields.short_side,
-        )
+        loaded = load_for(declared, images, resize=resize)
         spec = resolve_spec(session, flags=flags, sidecar=sidecar, samples=loaded.samples(), seed=seed).spec
         drawn = np.sort(rng.permutation(len(loaded.images))[:_IMAGES])
         clean.append(_compared(session, reference, encode(loaded.images[drawn], spec), spec, "images"))

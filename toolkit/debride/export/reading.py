@@ -12,7 +12,7 @@ from debride.export.attacks import Attack, named_attacks, report_beside, reporte
 from debride.export.prepare import check_size
 from debride.export.types import ExportOptions
 from debride.graph.read import Model, read_model
-from debride.images import check_labels, draw_per_class, load_images, split
+from debride.images import check_labels, draw_per_class, load_for, split
 from debride.sessions import Runtime, Session, TensorInfo, predictor
 from debride.spec import Declared, declare, resolve_spec, sidecar_of
 from debride.specfile import SpecFlags
@@ -99,14 +99,7 @@ def read(sources: Sources, options: ExportOptions, runtime: Runtime) -> Ready:
 
 
 def _samples(path: Path, declared: Declared, options: ExportOptions) -> Samples:
-    loaded = load_images(
-        path,
-        depth=declared.depth,
-        size=declared.size,
-        class_names=declared.class_names,
-        resize=options.resize,
-        short_side=declared.fields.short_side,
-    )
+    loaded = load_for(declared, path, resize=options.resize)
     if declared.n_classes is not None:
         check_labels(loaded, declared.n_classes, path)
     elif loaded.labels is not None:

@@ -45,13 +45,14 @@ def create_app(models: Sequence[Served], settings: ServeSettings, *, quiet: bool
     async def exposition(request: Request) -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
+    model_routes = api.routes()
     routes = [
-        *api.routes(),
+        *model_routes,
         Route("/metrics", exposition, methods=["GET"]),
         *page_routes(document(list(served), token=bool(settings.token), version=__version__)),
     ]
     router = Router(routes, redirect_slashes=False, lifespan=lifespan)
-    direct = Direct(router, {"infer": api.infer, "classify": api.classify}, api.routes())
+    direct = Direct(router, {"infer": api.infer, "classify": api.classify}, model_routes)
     return Gate(direct, settings, metrics, quiet=quiet)
 
 
