@@ -22,6 +22,7 @@ from .types_input import (
     frozen_array,
 )
 from .types_report import Cost, FileFacts, Report, Slimming, Verdict
+from .types_retrain import LabelSource, Relearning, Retraining, Statistics, WeightChange
 
 __all__ = [
     "Agreement",
@@ -42,6 +43,7 @@ __all__ = [
     "Game",
     "InputSpec",
     "IntArray",
+    "LabelSource",
     "Layout",
     "Predict",
     "Progress",
@@ -49,16 +51,20 @@ __all__ = [
     "Rate",
     "Reference",
     "Refused",
+    "Relearning",
     "Report",
+    "Retraining",
     "Round",
     "Samples",
     "ShapleyValues",
     "Slice",
     "Slimming",
     "SpecSource",
+    "Statistics",
     "Trigger",
     "TriggerEvaluation",
     "Verdict",
+    "WeightChange",
     "frozen_array",
     "no_progress",
 ]

@@ -10,6 +10,7 @@ from .types_convert import Conversion
 from .types_cut import Pruned, Refused, Round
 from .types_find import Detection, Evaluation, Samples
 from .types_input import InputSpec
+from .types_retrain import Retraining
 
 Verdict = Literal["clean", "backdoored", "sanitized", "not sanitized", "inconclusive"]
 
@@ -58,13 +59,13 @@ class Slimming:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Report:
-    """All that a scan or a sanitize run found and did; `report.to_json` writes it.
+    """All that a scan, a sanitize or a retrain run found and did; `report.to_json` writes it.
 
     `returned` groups were cut and put back, since their absence did nothing. `conversion` is None for ONNX files,
-    `slimming` where it was not asked for or nothing was cut.
+    `slimming` where it was not asked for or nothing was cut, `retraining` where none was needed or asked for.
     """
 
-    command: Literal["scan", "sanitize"]
+    command: Literal["scan", "sanitize", "retrain"]
     verdict: Verdict
     reason: str
     model: FileFacts
@@ -88,4 +89,5 @@ class Report:
     warnings: tuple[str, ...] = ()
     conversion: Conversion | None = None
     slimming: Slimming | None = None
+    retraining: Retraining | None = None
     examples: Samples | None = field(default=None, repr=False)
