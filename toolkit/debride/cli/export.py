@@ -177,8 +177,7 @@ def _scratch() -> Iterator[None]:
 
 def _text(found: Exported) -> str:
     from debride.export.words import export_table, slower_sentence
-    from debride.report.slimming import WIDTH
-    from debride.report.words import size
+    from debride.report.words import WIDTH, size
 
     facts = [f"Model   {plain(found.model.name)}, {size(found.model.size)}, sha256 {found.model.sha256}"]
     if found.output:

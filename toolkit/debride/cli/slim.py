@@ -177,8 +177,8 @@ def _shaped(declared: Declared) -> InputSpec | None:
 
 
 def _text(written: Written) -> str:
-    from debride.report.slimming import WIDTH, cost_table, slower_sentence, stayed_lines
-    from debride.report.words import size
+    from debride.report.slimming import cost_table, slower_sentence, stayed_lines
+    from debride.report.words import WIDTH, size
 
     # A pipe has no width: what goes into a file is laid out as reports are.
     width = max(40, min(WIDTH, get_terminal_size((WIDTH, 24)).columns)) if _is_terminal() else WIDTH

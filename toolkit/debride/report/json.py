@@ -15,8 +15,9 @@ import numpy as np
 from debride.errors import ReportError
 from debride.report.channels import refused_fields
 from debride.report.conversion import conversion_fields
+from debride.report.rates import evaluation_fields, rate_fields
 from debride.report.slimming import slimming_fields
-from debride.types import Detection, Evaluation, FileFacts, Finding, Report, Verdict
+from debride.types import Detection, FileFacts, Finding, Report, Verdict
 
 SCHEMA = "debride.report/1"
 MAX_CHARACTERS = 64 * 1024 * 1024
@@ -48,8 +49,8 @@ def to_json(report: Report, *, files: Sequence[str] = ()) -> str:
         ],
         "refused": refused_fields(report.refused),
         "players": report.players,
-        "before": _evaluation(report.before) if report.before else None,
-        "after": _evaluation(report.after) if report.after else None,
+        "before": evaluation_fields(report.before) if report.before else None,
+        "after": evaluation_fields(report.after) if report.after else None,
         "rounds": [_record(r) for r in report.rounds],
         "returned": report.returned,
         "recheck": _recheck(report.recheck) if report.recheck else None,
@@ -77,9 +78,7 @@ def _finding(finding: Finding, files: Sequence[str] = ()) -> dict[str, Any]:
         "target": trigger.target,
         "l1": trigger.l1,
         "anomaly": finding.anomaly,
-        "success": trigger.success.value,
-        "success_interval": trigger.success.interval(),
-        "success_n": trigger.success.n,
+        **rate_fields("success", trigger.success),
         "suspect": finding.suspect,
         "reason": finding.reason,
         "restarts": trigger.restarts,
@@ -101,28 +100,6 @@ def _recheck(detection: Detection) -> dict[str, Any]:
         "threshold": detection.threshold,
         "inconclusive": detection.inconclusive or None,
         "triggers": [_finding(f) for f in detection.findings],
-    }
-
-
-def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
-    clean = evaluation.clean
-    return {
-        evaluation.kind: clean.value,
-        "worst_asr": evaluation.worst_asr,
-        "clean": {"kind": evaluation.kind, "rate": clean.value, "interval": clean.interval(), "n": clean.n},
-        "triggers": [
-            {
-                "target": t.target,
-                "asr": t.asr.value,
-                "asr_interval": t.asr.interval(),
-                "asr_n": t.asr.n,
-                "mistakes": t.mistakes.value,
-                "robust": t.robust.value,
-                "robust_interval": t.robust.interval(),
-                "robust_n": t.robust.n,
-            }
-            for t in evaluation.triggers
-        ],
     }
 
 

@@ -8,10 +8,9 @@ from textwrap import wrap
 from typing import Any
 
 from debride.report.channels import by_reason, refused_fields, spans
-from debride.report.words import amount, number, plain, plural, size
+from debride.report.words import WIDTH, amount, fill, number, plain, plural, size
 from debride.types import Cost, Slimming
 
-WIDTH = 100
 MOST_LINES = 20
 _COLUMN = 13
 _SLOWER = 1.05
@@ -107,14 +106,10 @@ def _stayed(slimming: Slimming) -> Iterator[str]:
 def slimming_section(slimming: Slimming) -> list[str]:
     """The section of a report on slimming."""
     lines = ["Slimmed" if changed(slimming) else "Not slimmed"]
-    lines += _filled(channels_sentence(slimming))
+    lines += fill(channels_sentence(slimming), "  ")
     if changed(slimming):
-        lines += _filled(equality_sentence(slimming))
+        lines += fill(equality_sentence(slimming), "  ")
         lines += [f"  {line}" for line in cost_table(slimming)]
-        lines += _filled(slower_sentence(slimming))
+        lines += fill(slower_sentence(slimming), "  ")
     stayed = stayed_lines(slimming, WIDTH - 2, "report.json lists all")
     return [*lines, "  Zeroed channels that stay", *(f"  {line}" for line in stayed)] if stayed else lines
-
-
-def _filled(text: str) -> list[str]:
-    return wrap(plain(text), WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)

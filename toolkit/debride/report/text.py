@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from os import PathLike, fspath
-from textwrap import wrap
 
 from debride.report.channels import spans
 from debride.report.conversion import conversion_facts
+from debride.report.rates import rates_table
 from debride.report.slimming import slimming_section
-from debride.report.words import class_label, number, percent, plain, plural, rate, shorten, size
-from debride.types import Detection, Evaluation, Finding, InputSpec, Report, TriggerEvaluation
+from debride.report.words import (
+    MOST_ROWS,
+    WIDTH,
+    class_label,
+    field,
+    fill,
+    number,
+    percent,
+    plain,
+    plural,
+    rate,
+    shorten,
+    size,
+)
+from debride.types import Detection, Finding, InputSpec, Report
 
-WIDTH = 100
 LOWEST = 5
-MOST_ROWS = 20
 
 
 def to_text(report: Report, *, files: Sequence[str | PathLike[str]] = ()) -> str:
@@ -38,20 +49,11 @@ def to_text(report: Report, *, files: Sequence[str | PathLike[str]] = ()) -> str
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
 
 
-def _fill(text: str, indent: str = "") -> list[str]:
-    return wrap(plain(text), WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
-
-
-def _field(name: str, text: str) -> list[str]:
-    lines = wrap(plain(text), WIDTH - 12, break_on_hyphens=False) or [""]
-    return [f"{name if i == 0 else '':<11} {line}" for i, line in enumerate(lines)]
-
-
 def _head(report: Report) -> list[str]:
     lines = [f"{report.verdict.upper()}: {shorten(plain(report.model.name), WIDTH - len(report.verdict) - 2)}"]
-    lines += _fill(sentence(report))
+    lines += fill(sentence(report))
     if report.reason:
-        lines += _fill(f"Reason: {report.reason}")
+        lines += fill(f"Reason: {report.reason}")
     return lines
 
 
@@ -88,18 +90,18 @@ def _change(report: Report) -> str:
 
 
 def _facts(report: Report) -> list[str]:
-    lines = _field("Model", f"{report.model.name}, {size(report.model.size)}, sha256 {report.model.sha256}")
+    lines = field("Model", f"{report.model.name}, {size(report.model.size)}, sha256 {report.model.sha256}")
     if report.output:
         same = report.output.sha256 == report.model.sha256
         what = "byte-identical to the model" if same else f"sha256 {report.output.sha256}"
-        lines += _field("Output", f"{report.output.name}, {size(report.output.size)}, {what}")
+        lines += field("Output", f"{report.output.name}, {size(report.output.size)}, {what}")
     for name, text in conversion_facts(report.conversion) if report.conversion else ():
-        lines += _field(name, text)
-    lines += _field("Input", _convention(report.spec))
+        lines += field(name, text)
+    lines += field("Input", _convention(report.spec))
     if report.samples:
-        lines += _field("Images", ", ".join(f"{name} {count}" for name, count in report.samples.items()))
-    lines += _field("Proxy", f"largest difference from onnxruntime {report.parity:.2g}")
-    lines += _field("Seed", str(report.seed))
+        lines += field("Images", ", ".join(f"{name} {count}" for name, count in report.samples.items()))
+    lines += field("Proxy", f"largest difference from onnxruntime {report.parity:.2g}")
+    lines += field("Seed", str(report.seed))
     return lines
 
 
@@ -137,9 +139,9 @@ def _triggers(title: str, detection: Detection, names: Sequence[str]) -> list[st
         lines.append(f"  and {plural(len(findings) - len(shown), 'class')} more")
     for f in shown:
         if f.suspect and f.reason:
-            lines += _fill(f"{class_label(f.trigger.target, names)}: {f.reason}", "  ")
+            lines += fill(f"{class_label(f.trigger.target, names)}: {f.reason}", "  ")
     if detection.inconclusive:
-        lines += _fill(f"Inconclusive: {detection.inconclusive}", "  ")
+        lines += fill(f"Inconclusive: {detection.inconclusive}", "  ")
     return lines
 
 
@@ -165,34 +167,8 @@ def _rounds(report: Report) -> list[str]:
 
 
 def _rates(report: Report) -> list[str]:
-    evaluations = [(name, e) for name, e in (("before", report.before), ("after", report.after)) if e]
-    if not evaluations:
-        return []
-    n = ", ".join(sorted({str(e.clean.n) for _, e in evaluations}))
-    lines = [
-        f"On held-out images (n = {n}; 95 % Wilson intervals)",
-        f"  {'':<42}" + "".join(f"{name:<28}" for name, _ in evaluations),
-    ]
-    kind = evaluations[-1][1].kind
-    lines.append(
-        f"  {kind + (' with the model' if kind == 'agreement' else ''):<42}"
-        + _cells(rate(e.clean) for _, e in evaluations)
-    )
-    for i in range(max(len(e.triggers) for _, e in evaluations)):
-        pair = [_nth(e, i) for _, e in evaluations]
-        target = next(t.target for t in reversed(pair) if t)
-        label = shorten(class_label(target, report.spec.class_names), 20)
-        lines.append(f"  {f'attack success, {i + 1} -> {label}':<42}" + _cells(rate(t.asr) if t else "-" for t in pair))
-        lines.append(f"  {f'robust {kind}, {i + 1}':<42}" + _cells(rate(t.robust) if t else "-" for t in pair))
-    return [line.rstrip() for line in lines]
-
-
-def _nth(evaluation: Evaluation, index: int) -> TriggerEvaluation | None:
-    return evaluation.triggers[index] if index < len(evaluation.triggers) else None
-
-
-def _cells(texts: Iterable[str]) -> str:
-    return "".join(f"{text:<28}" for text in texts)
+    measured = [(name, e) for name, e in (("before", report.before), ("after", report.after)) if e]
+    return rates_table("On held-out images", measured, report.spec.class_names) if measured else []
 
 
 def _cut(report: Report) -> list[str]:
@@ -203,26 +179,25 @@ def _cut(report: Report) -> list[str]:
         layers.setdefault(p.group.layer, []).append(p.group.channel)
     lines = [f"Cut: {plural(len(report.pruned), 'channel group')} of {report.players} (layer: channels)"]
     for layer, channels in layers.items():
-        lines += _fill(f"{layer}: {spans(channels)}", "  ")
+        lines += fill(f"{layer}: {spans(channels)}", "  ")
     if report.returned:
         lines.append(f"  {plural(report.returned, 'channel group')} more were cut and put back: they did nothing")
     refused = {r.reason: 0 for r in report.refused}
     for r in report.refused:
         refused[r.reason] += 1
     return (
-        lines
-        + [line for reason, n in refused.items() for line in _fill(f"left alone, {n}: {reason}", "  ")][:MOST_ROWS]
+        lines + [line for reason, n in refused.items() for line in fill(f"left alone, {n}: {reason}", "  ")][:MOST_ROWS]
     )
 
 
 def _notes(title: str, notes: Sequence[str]) -> list[str]:
-    return [title, *(line for note in notes for line in _fill(note, "  "))] if notes else []
+    return [title, *(line for note in notes for line in fill(note, "  "))] if notes else []
 
 
 def _times(report: Report) -> list[str]:
     stages = {k: v for k, v in report.seconds.items() if k != "total"}
     total = report.seconds.get("total", sum(stages.values()))
-    return _field("Seconds", ", ".join(f"{k} {number(v)}" for k, v in {**stages, "total": total}.items()))
+    return field("Seconds", ", ".join(f"{k} {number(v)}" for k, v in {**stages, "total": total}.items()))
 
 
 def _files(files: Sequence[str | PathLike[str]]) -> list[str]:

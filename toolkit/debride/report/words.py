@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite
+from textwrap import wrap
 
 from debride.types import Rate
+
+WIDTH = 100
+MOST_ROWS = 20
 
 
 def plain(text: str) -> str:
@@ -16,6 +20,17 @@ def plain(text: str) -> str:
 def shorten(text: str, width: int) -> str:
     """`text` cut to at most `width` characters, the cut marked."""
     return text if len(text) <= width else text[: max(0, width - 2)] + ".."
+
+
+def fill(text: str, indent: str = "") -> list[str]:
+    """`text` as indented lines of at most `WIDTH` columns; none where it is empty."""
+    return wrap(plain(text), WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def field(name: str, text: str, indent: str = "") -> list[str]:
+    """`text` behind `name`, its further lines below its first."""
+    lines = wrap(plain(text), WIDTH - 12 - len(indent), break_on_hyphens=False) or [""]
+    return [f"{indent}{name if i == 0 else '':<11} {line}" for i, line in enumerate(lines)]
 
 
 def class_label(index: int, names: Sequence[str] = ()) -> str:
