@@ -30,7 +30,8 @@ def read_report(path: Path, most: int = MAX_CHARACTERS) -> Summary:
     try:
         real = path.resolve()
         if not real.exists():
-            raise ReportError(f"{path}: cannot be read (not there); give the folder that a scan or sanitize run wrote")
+            mend = "give the folder that a scan, sanitize or retrain run wrote"
+            raise ReportError(f"{path}: cannot be read (not there); {mend}")
         text = read_within(real, real.parent, most).decode("utf-8")
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
         raise ReportError(f"{path}: cannot be read ({error})") from error

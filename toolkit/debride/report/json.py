@@ -16,6 +16,7 @@ from debride.errors import ReportError
 from debride.report.channels import refused_fields
 from debride.report.conversion import conversion_fields
 from debride.report.rates import evaluation_fields, rate_fields
+from debride.report.retraining import retraining_fields
 from debride.report.slimming import slimming_fields
 from debride.types import Detection, FileFacts, Finding, Report, Verdict
 
@@ -55,6 +56,7 @@ def to_json(report: Report, *, files: Sequence[str] = ()) -> str:
         "returned": report.returned,
         "recheck": _recheck(report.recheck) if report.recheck else None,
         "slimming": slimming_fields(report.slimming) if report.slimming else None,
+        "retraining": retraining_fields(report.retraining) if report.retraining else None,
         "seconds": _seconds(report.seconds),
         "seed": report.seed,
         "options": report.options,
@@ -145,7 +147,10 @@ def _pretty(value: Any, indent: str = "") -> str:
 
 
 def _flat(value: Any) -> bool:
-    return isinstance(value, dict) and not any(isinstance(v, dict) for v in value.values())
+    if not isinstance(value, dict):
+        return False
+    lists = [v if isinstance(v, list) else [v] for v in value.values()]
+    return not any(isinstance(item, dict) for items in lists for item in items)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -174,7 +179,7 @@ def from_json(text: str, source: str | Path) -> Summary:
             "read it with the version of debride that wrote it, or run the command again"
         )
     return Summary(
-        command=_part(document, "command", source, lambda v: v in ("scan", "sanitize")),
+        command=_part(document, "command", source, lambda v: v in ("scan", "sanitize", "retrain")),
         verdict=_part(document, "verdict", source, lambda v: v in get_args(Verdict)),
         reason=_part(document, "reason", source, lambda v: isinstance(v, str)),
         model=_facts(_part(document, "model", source, _is_facts)),
@@ -185,7 +190,7 @@ def from_json(text: str, source: str | Path) -> Summary:
 
 
 def _parse(text: str, source: str | Path) -> dict[str, Any]:
-    mend = "give the report.json that a scan or sanitize run wrote"
+    mend = "give the report.json that a scan, sanitize or retrain run wrote"
     if len(text) > MAX_CHARACTERS:
         raise ReportError(f"{source}: {len(text)} characters are more than the {MAX_CHARACTERS} of any report; {mend}")
     try:

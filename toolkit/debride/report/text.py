@@ -8,6 +8,7 @@ from os import PathLike, fspath
 from debride.report.channels import spans
 from debride.report.conversion import conversion_facts
 from debride.report.rates import rates_table
+from debride.report.retraining import retraining_section
 from debride.report.slimming import slimming_section
 from debride.report.words import (
     MOST_ROWS,
@@ -41,7 +42,8 @@ def to_text(report: Report, *, files: Sequence[str | PathLike[str]] = ()) -> str
         _rates(report),
         _cut(report),
         slimming_section(report.slimming) if report.slimming else [],
-        _triggers("Checked again after the cut", report.recheck, report.spec.class_names) if report.recheck else [],
+        _retraining(report),
+        _recheck(report),
         _notes("Warnings", report.warnings),
         _times(report),
         _files(files),
@@ -60,23 +62,42 @@ def _head(report: Report) -> list[str]:
 def sentence(report: Report) -> str:
     """The verdict in one sentence for somebody who has not read the papers."""
     names = report.spec.class_names
-    suspects = [class_label(s, names) for s in report.detection.suspects]
+    suspects = [shorten(class_label(s, names), 60) for s in report.detection.suspects]
     classes = f"class{'' if len(suspects) == 1 else 'es'} {', '.join(suspects)}" if suspects else "an unknown class"
     match report.verdict:
         case "clean":
-            copied = " The output is an unchanged copy." if report.output else ""
-            return f"No backdoor was found: no class can be reached with an abnormally small trigger.{copied}"
+            return f"No backdoor was found: no class can be reached with an abnormally small trigger.{_copied(report)}"
         case "backdoored":
             return f"A small pattern stamped on any image sends it to {classes}: treat the model as backdoored."
         case "sanitized":
-            return (
-                f"The backdoor towards {classes} was cut out and the result was verified: {_change(report)}. "
-                f"{plural(len(report.pruned), 'channel group')} of {report.players} went."
-            )
+            done, extent = _cleaned(report)
+            return f"The backdoor towards {classes} was {done} the result was verified: {_change(report)}. {extent}."
         case "not sanitized":
             return f"The backdoor towards {classes} is weakened at most, not gone: {_change(report)}. Do not deploy it."
         case "inconclusive":
             return "The data do not tell whether the model is backdoored; this is not a pass."
+
+
+def _copied(report: Report) -> str:
+    """What the output is where nothing was found."""
+    if not report.output:
+        return ""
+    if not (report.retraining and report.retraining.kept):
+        return " The output is an unchanged copy."
+    before, after = report.retraining.before, report.retraining.after
+    return (
+        " The output is the network retrained on the clean images: on held-out images "
+        f"{after.kind} {percent(before.clean.value)} -> {percent(after.clean.value)}."
+    )
+
+
+def _cleaned(report: Report) -> tuple[str, str]:
+    """What was done to the backdoor, and to how much of the network."""
+    cut = f"{plural(len(report.pruned), 'channel group')} of {report.players} went"
+    if not (report.retraining and report.retraining.kept):
+        return "cut out and", cut
+    changed = f"{plural(len(report.retraining.changes), 'initializer')} changed"
+    return ("cut out and trained away, and", f"{cut}, {changed}") if report.pruned else ("trained away and", changed)
 
 
 def _change(report: Report) -> str:
@@ -139,7 +160,7 @@ def _triggers(title: str, detection: Detection, names: Sequence[str]) -> list[st
         lines.append(f"  and {plural(len(findings) - len(shown), 'class')} more")
     for f in shown:
         if f.suspect and f.reason:
-            lines += fill(f"{class_label(f.trigger.target, names)}: {f.reason}", "  ")
+            lines += fill(f"{shorten(class_label(f.trigger.target, names), 60)}: {f.reason}", "  ")
     if detection.inconclusive:
         lines += fill(f"Inconclusive: {detection.inconclusive}", "  ")
     return lines
@@ -172,7 +193,7 @@ def _rates(report: Report) -> list[str]:
 
 
 def _cut(report: Report) -> list[str]:
-    if not report.pruned and report.verdict != "not sanitized":
+    if not report.pruned and (report.verdict != "not sanitized" or report.command == "retrain"):
         return []
     layers: dict[str, list[int]] = {}
     for p in report.pruned:
@@ -188,6 +209,20 @@ def _cut(report: Report) -> list[str]:
     return (
         lines + [line for reason, n in refused.items() for line in fill(f"left alone, {n}: {reason}", "  ")][:MOST_ROWS]
     )
+
+
+def _retraining(report: Report) -> list[str]:
+    if report.retraining is None:
+        return []
+    return retraining_section(report.retraining, report.spec.class_names, pruned=bool(report.pruned))
+
+
+def _recheck(report: Report) -> list[str]:
+    if report.recheck is None:
+        return []
+    kept = report.retraining is not None and report.retraining.kept
+    steps = ("retraining",) if report.command == "retrain" else ("the cut", "retraining") if kept else ("the cut",)
+    return _triggers(f"Checked again after {' and '.join(steps)}", report.recheck, report.spec.class_names)
 
 
 def _notes(title: str, notes: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The report of a scan or sanitize run beside a served model: found, checked against the file, read once."""
+"""The report of a scan, sanitize or retrain run beside a served model: found, checked against the file, read once."""
 
 from __future__ import annotations
 
