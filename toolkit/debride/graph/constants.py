@@ -91,6 +91,11 @@ def array_of(tensor: onnx.TensorProto) -> npt.NDArray[Any]:
     return numpy_helper.to_array(tensor)
 
 
+def finite(array: npt.NDArray[Any]) -> bool:
+    """Whether all numbers of the float array (bfloat16 too) are finite."""
+    return bool(np.isfinite(array).all())
+
+
 def _all_reads(graph: onnx.GraphProto) -> Iterable[str]:
     yield from (value.name for value in graph.output)
     for node in graph.node:
