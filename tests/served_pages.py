@@ -13,7 +13,8 @@ from browser import Page, browser
 from debride.report import write_report
 from debride.spec import to_json
 from debride.specfile import METADATA_KEY
-from debride.types import FileFacts, InputSpec, Pruned
+from debride.types import FileFacts, InputSpec, Pruned, WeightChange
+from reports_retrained import retraining
 from serving import Served, serving, write_models
 from test_report import group, report
 from tiny import tiny_classifier, tiny_spec
@@ -73,6 +74,12 @@ def hostile(tmp_path_factory) -> Iterator[Served]:
         spec=InputSpec(name="x", layout="NCHW", channels="RGB", size=(8, 8), class_names=names),
         pruned=(Pruned(group=group(1, EVIL * 20), attack=0.5, utility=0.1),),
         warnings=(EVIL,),
+        retraining=retraining(
+            method=EVIL,
+            kept=False,
+            reason=EVIL,
+            changes=(WeightChange(name=EVIL * 20, shape=(9,) * 300, changed=9, largest=0.5, relative=0.5),),
+        ),
         environment={"debride": EVIL},
     )
     write_report(written, folder / "report", force=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -12,12 +13,15 @@ from selenium.webdriver.support.ui import Select
 import served_pages
 from browser import Page
 from debride.report import write_report
+from reports_retrained import large, retrained, retraining
 from served_pages import CLASSES, EVIL, answers, facts
 from serving import BAG, BOOT, MODEL, NAMES, Served, colour_png, first, serving, write_models
 from test_report import detection, report
 
 hostile, page, server = served_pages.hostile, served_pages.page, served_pages.server
 pytestmark = pytest.mark.browser
+ASCII = str.maketrans({"\u00d7": "x", "\u2212": "-", "\u2013": "-", "\u2192": "->"})
+"""The page's signs as a keyboard has them."""
 SCORE = re.compile(r"(?:[<>] )?\d+\.\d %")
 
 
@@ -149,7 +153,7 @@ def test_hostile_class_names_files_and_reports_stay_text(page, hostile, tmp_path
     assert names[0].startswith(f"2{EVIL}")
     page.wait(lambda: len(page.all(".result .problem")) == 1, "the second file is refused")
     report_text = page.wait(lambda: page.text("#report") if page.all("#report figure img") else None, "the report")
-    assert report_text.count(EVIL) > 8
+    assert report_text.count(EVIL) > 11
     assert page.run("return window.pwned") is None
     assert page.all("img[src='x'], script:not([src]), [onerror]") == []
     assert page.run("return document.querySelectorAll('script').length") == 1
@@ -179,6 +183,53 @@ def test_a_report_of_a_clean_scan_and_a_bad_verdict_say_what_they_are(page, tmp_
         assert "After" not in said
         page.wait(lambda: len(page.all("#report figure img")) == 2, "pictures")
         assert page.complaints() == []
+
+
+def test_what_retraining_did_stands_below_what_was_cut(page, tmp_path):
+    models = write_models(tmp_path)
+    files = [facts(tmp_path / f"{name}.onnx") for name in ("fashion", "tiny1", "tiny2")]
+    write_report(replace(large(), output=files[0]), tmp_path / "fashion.onnx.report", force=False)
+    write_report(retrained(output=files[1]), tmp_path / "tiny1.report", force=False)
+    unkept = retraining(kept=False, reason="it is worse.", labels="delivered", images=1, best=0, changes=())
+    write_report(report(output=files[2], retraining=unkept), tmp_path / "tiny2.report", force=False)
+    with serving(tmp_path, *models, "--threads", 1) as served:
+        page.open(f"{served.url}/")
+        choose(page, "fashion, version 1")
+        said = page.wait(lambda: page.text("#report") if len(page.all(".changes tbody tr")) == 12 else None, "rows")
+        assert said.index("Channels cut: 3 of 560") < said.index("\nRetrained\n") < said.index("All classes")
+        assert "60 initializers differ; the 12 that changed most." in said
+        assert "for again after the cut and retraining: no class" in said
+        row = page.text(".changes tbody tr").translate(ASCII)
+        assert row == "/features/features.59/Conv/weight_of_a_rather_long_name\n512 x 512 x 3 x 3\n2359237 0.059 0.0295"
+        choose(page, "tiny, version 1")
+        said = page.wait(lambda: page.text("#report") if len(page.all(".changes tbody tr")) == 4 else None, "four rows")
+        said = said.translate(ASCII)
+        assert said.startswith("What was retrained, and why\nsanitized")
+        assert (
+            "The retrained network is delivered. Method: unlearning, on 100 clean images and their labels; 160 of at "
+            "most 200 steps, best after step 120. On held-out images: accuracy 74.0 % -> 73.0 %, attack success 26.7 % "
+            "-> 1.1 %."
+        ) in said
+        assert [e.text.translate(ASCII).split("\n") for e in page.all(".changes tbody tr")] == [
+            ["bn1.bias", "16", "15 0.5 from zero"],
+            ["scale", "scalar", "1 - from zero"],
+            ["conv1.weight", "16 x 3 x 3 x 3", "405 0.0213 0.0345"],
+            ["fc.weight", "10 x 16", "160 3.0e-7 1.3e-6"],
+        ]
+        assert "Channels cut" not in said
+        assert "for again after retraining: no class" in said
+        choose(page, "tiny, version 2")
+        said = page.wait(lambda: page.text("#report") if "not delivered" in page.text("#report") else None, "unkept")
+        assert (
+            "The pruned network is delivered, not the retrained one: it is worse. Method: unlearning, on 1 clean"
+            in said
+        )
+        assert "1 clean image and the delivered model's own answers; 160 of at most 200 steps, best before any." in said
+        assert "No initializer differs in the retrained network." in said
+        assert "for again after the cut: no class" in said
+        assert page.all(".changes") == []
+        assert page.complaints() == []
+        assert page.stays_at(served.url) == []
 
 
 BUSY = """

@@ -12,10 +12,12 @@ from debride.errors import ReportError
 from debride.report import to_json
 from debride.serve.http import reports as reports_module
 from debride.serve.http.reports import MAX_REPORT, find_report
+from reports_retrained import BARE, retraining
 from test_report import report
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 20
 SERVED, DELIVERED, OTHER = ("a" * 64, "b" * 64, "c" * 64)
+CHANGE = {"name": "w", "shape": [3, 4], "changed": 12, "largest": 0.5, "relative": None}
 NAMES = ("report.json", "norms.png", "suspect-1.png")
 
 
@@ -33,6 +35,12 @@ def write(folder: Path, content: object, pictures=NAMES[1:]) -> Path:
     for name in pictures:
         (folder / name).write_bytes(PNG)
     return folder / "report.json"
+
+
+def retrained(command="retrain", part=None, **changes):
+    """The JSON of a run that retrained, with `part` of what it says of retraining replaced."""
+    found = json.loads(to_json(report(retraining=retraining())))["retraining"]
+    return document(command=command, retraining={**found, **(part or {})}, **changes)
 
 
 @pytest.fixture
@@ -91,6 +99,28 @@ def test_a_scan_and_a_clean_verdict_speak_of_the_model_itself(model, changes):
     assert find_report(model, OTHER).report is None
 
 
+@pytest.mark.parametrize("content", [
+    retrained(),
+    retrained("sanitize"),
+    document(retraining=None),
+    {key: value for key, value in document().items() if key != "retraining"},
+    document(command="retrain", retraining=json.loads(to_json(report(retraining=retraining(**BARE))))["retraining"]),
+], ids=["retrain", "sanitize", "none", "old", "bare"])  # fmt: skip
+def test_a_report_tells_of_retraining_or_does_without(model, content):
+    search = find_report(model, SERVED, write(model.parent / "report", content))
+    assert json.loads(search.report.body) == content
+
+
+def test_a_clean_model_that_was_retrained_does_not_wear_the_report_of_the_retrained_one(model):
+    write(model.parent / "report", retrained(verdict="clean"))
+    assert find_report(model, SERVED).report is not None
+    search = find_report(model, DELIVERED)
+    assert search.report is None
+    assert "the served file is the model as delivered" in search.passed_over[0]
+    write(model.parent / "report", retrained(verdict="clean", part={"kept": False}))
+    assert find_report(model, DELIVERED).report is not None
+
+
 @pytest.mark.parametrize("by_file", [True, False])
 def test_a_given_report_is_read_from_its_file_or_folder(model, tmp_path, by_file):
     path = write(tmp_path / "elsewhere", document())
@@ -111,6 +141,16 @@ def test_a_given_report_is_read_from_its_file_or_folder(model, tmp_path, by_file
     (document(triggers=[{"target": 1}]), r"triggers\[0\].success_interval"),
     (document(before={"clean": None, "triggers": []}), "before.clean"),
     (document(recheck=[]), "recheck"),
+    (document(command="train"), "'command'"),
+    (document(retraining=[]), "'retraining' is not an object"),
+    (retrained(part={"kept": 1}), "'retraining.kept' is not true or false"),
+    (retrained(part={"method": None}), "retraining.method"),
+    (retrained(part={"steps": -1}), "retraining.steps"),
+    (retrained(part={"before": None}), "'retraining.before' is not an object"),
+    (retrained(part={"changes": [{**CHANGE, "name": 3}]}), r"retraining.changes\[0\].name"),
+    (retrained(part={"changes": [{**CHANGE, "shape": [3, 1.5]}]}), r"retraining.changes\[0\].shape\[1\]"),
+    (retrained(part={"changes": [CHANGE, {**CHANGE, "relative": "<b>"}]}), r"retraining.changes\[1\].relative"),
+    (retrained(part={"changes": [{**CHANGE, "largest": float("inf")}]}), r"retraining.changes\[0\].largest"),
 ])  # fmt: skip
 def test_a_given_report_that_does_not_fit_or_is_malformed_is_an_error_that_names_the_part(model, content, message):
     path = write(model.parent / "report", content)

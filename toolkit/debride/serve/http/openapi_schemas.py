@@ -177,13 +177,17 @@ SCHEMAS: dict[str, Schema] = {
         "description": "What the run found and cut, in full; `docs/report.schema.json` of debride describes all of it.",
         "properties": {
             "schema": {"const": "debride.report/1"},
-            "command": {"enum": ["scan", "sanitize"]},
+            "command": {"enum": ["scan", "sanitize", "retrain"]},
             "verdict": {"enum": ["clean", "backdoored", "sanitized", "not sanitized", "inconclusive"]},
             "reason": _text(),
             "model": {**_FILE, "description": "The file that was audited."},
             "output": {"anyOf": [_FILE, _NULL], "description": "The file that was written."},
             "suspects": _list({"type": "integer", "minimum": 0}, "Indices of the target classes of a backdoor."),
             "pruned": _list({"type": "object"}, "The channels cut, with their Shapley values."),
+            "retraining": {
+                "anyOf": [{"type": "object"}, _NULL],
+                "description": "How the network was retrained, and which initializers that changed.",
+            },
             "files": _list(_text(), "Files written with the report; its pictures are served."),
         },
         "required": ["schema", "command", "verdict", "reason", "model", "output", "suspects", "pruned", "files"],

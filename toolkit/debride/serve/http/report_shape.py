@@ -41,6 +41,19 @@ _EVALUATION = {
         }
     ],
 }
+_RETRAINING = {
+    "method": _TEXT,
+    "kept": _YES_NO,
+    "reason": _TEXT,
+    "labels": _TEXT,
+    "images": _COUNT,
+    "steps": _COUNT,
+    "budget": _COUNT,
+    "best": _COUNT,
+    "changes": [{"name": _TEXT, "shape": [_COUNT], "changed": _COUNT, "largest": _NUMBER, "relative": _NUMBER}],
+    "before": _EVALUATION,
+    "after": _EVALUATION,
+}
 _SHAPE: dict[str, Any] = {
     "suspects": [_COUNT],
     "input_spec": {"class_names": [_TEXT]},
@@ -52,12 +65,13 @@ _SHAPE: dict[str, Any] = {
     "before": (_EVALUATION,),
     "after": (_EVALUATION,),
     "recheck": ({"suspects": [_COUNT]},),
+    "retraining": (_RETRAINING,),
     "environment": {},
     "warnings": [_TEXT],
     "files": [_TEXT],
 }
 # What may be missing: a report of an older version of the same schema does without.
-_OPTIONAL = ("recheck", "environment", "players", "warnings")
+_OPTIONAL = ("recheck", "retraining", "environment", "players", "warnings")
 
 
 def check_document(document: Mapping[str, Any], source: str | Path) -> None:

@@ -88,7 +88,9 @@ def _read(path: Path, sha256: str) -> tuple[ServedReport, list[str]]:
 def _misfit(summary: Summary, sha256: str) -> str:
     """Why the report does not speak of the file with this hash; "" where it does."""
     model, output = summary.model.sha256.lower(), summary.output.sha256.lower() if summary.output else None
-    if sha256 == output or (sha256 == model and (output is None or summary.verdict == "clean")):
+    retraining = summary.document.get("retraining")
+    retrained = isinstance(retraining, dict) and retraining.get("kept") is not False
+    if sha256 == output or (sha256 == model and (output is None or (summary.verdict == "clean" and not retrained))):
         return ""
     if sha256 == model and summary.output:
         return (

@@ -2,6 +2,7 @@
 
 import { call, modelPath } from "./api.js";
 import { byId, capital, className, element, number, percent, picture } from "./dom.js";
+import { retrained } from "./retraining.js";
 import { cut, figures } from "./tables.js";
 
 const TONES = { clean: "good", sanitized: "good", inconclusive: "unsure" };
@@ -34,7 +35,7 @@ function draw(report, model) {
   const name = (index) => className(names[index], index);
   const tone = TONES[report.verdict] ?? "bad";
   return [
-    title(report.pruned.length ? "What was cut, and why" : "What was found"),
+    title(heading(report)),
     element("p", { className: `verdict ${tone}` }, report.verdict),
     element("p", { className: "reason" }, `${capital(report.reason)}.`),
     report.inconclusive ? element("p", {}, `Detection could not tell: ${report.inconclusive}`) : null,
@@ -43,9 +44,15 @@ function draw(report, model) {
     ...figures(report, name),
     again(report, name),
     ...cut(report),
+    ...retrained(report),
     ...chart(report, model),
     ...notes(report),
   ].filter(Boolean);
+}
+
+function heading({ pruned, retraining }) {
+  if (pruned.length) return "What was cut, and why";
+  return retraining?.kept ? "What was retrained, and why" : "What was found";
 }
 
 function identity(report, model) {
@@ -119,11 +126,13 @@ function chart(report, model) {
   return figure ? [element("h3", {}, "All classes"), figure] : [];
 }
 
-function again({ recheck }, name) {
+function again({ command, recheck, retraining }, name) {
   if (!recheck) return null;
+  const both = retraining?.kept ? "the cut and retraining" : "the cut";
+  const after = command === "retrain" ? "retraining" : both;
   const { suspects: left } = recheck;
   const words = left.length ? `still stand out: ${left.map(name).join(", ")}` : "no class stands out";
-  return element("p", {}, `Triggers were searched for again after the cut: ${words}.`);
+  return element("p", {}, `Triggers were searched for again after ${after}: ${words}.`);
 }
 
 function notes({ command, environment, seed, warnings = [] }) {

@@ -5,7 +5,7 @@ import { bar, capital, clipped, element, number, percent } from "./dom.js";
 const MOST_ROWS = 40;
 const SHAPLEY = "Shapley values: each channel's share in the attack and in the model's use, when it was chosen.";
 
-const column = (text) => element("th", { scope: "col" }, text);
+export const column = (text) => element("th", { scope: "col" }, text);
 
 /** Rates before and after the cut, or as measured where nothing was cut. */
 export function figures(report, name) {
@@ -99,9 +99,15 @@ const value = (of, top, kind) =>
     element("div", {}, element("span", {}, number(of)), bar(Math.abs(of ?? 0) / top, of < 0 ? `${kind} minus` : kind)),
   );
 
-function folded(table, rows) {
+/** `table` in a frame that scrolls where the page is too narrow, by keys too; `label` says what is in it. */
+export function scrolled(table, label) {
   const frame = element("div", { className: "scroll", tabIndex: 0 }, table);
   frame.setAttribute("role", "region");
-  frame.setAttribute("aria-label", "Channels cut");
+  frame.setAttribute("aria-label", label);
+  return frame;
+}
+
+function folded(table, rows) {
+  const frame = scrolled(table, "Channels cut");
   return rows > MOST_ROWS ? element("details", {}, element("summary", {}, `Show all ${rows}`), frame) : frame;
 }
