@@ -338,6 +338,7 @@ FOUL = {
     ),
     "another shape": (lambda p: kernel(p).dims.__setitem__(slice(None), [4, 27]), "another type or shape"),
     "too few data": (lambda p: setattr(kernel(p), "raw_data", kernel(p).raw_data[:-4]), "do not fill its shape"),
+    "data in two fields": (lambda p: kernel(p).float_data.append(1.0), "fails the ONNX checker"),
     "another name": (lambda p: setattr(kernel(p), "name", "w"), "is no constant of both models"),
 }
 
@@ -388,7 +389,7 @@ def test_a_constant_that_moves_from_its_node_to_an_initializer_is_found():
 def test_masks_of_another_shape_are_refused(honest):
     before, after, names, _ = honest
     with pytest.raises(SurgeryError, match="pruned channel"):
-        check_trained(before, after, names, {names[0]: np.ones(4, np.bool_)})
+        check_trained(before, after, names, {names[0]: np.zeros(4, np.bool_)})
 
 
 # --- what changed
@@ -437,6 +438,13 @@ def test_changes_of_half_precision_are_those_of_its_numbers():
     (change,) = changes(model.proto, written(model, {"w": new}), ["w"])
     assert (change.changed, change.largest) == (4, 0.5)
     assert change.relative == pytest.approx(1 / np.sqrt(768), rel=1e-12)
+
+
+def test_changes_of_another_type_are_refused():
+    before, after = plain(), plain()
+    kernel(after).CopyFrom(numpy_helper.from_array(np.zeros((4, 3, 3, 3), np.float16), kernel(after).name))
+    with pytest.raises(SurgeryError, match="has another type or shape"):
+        changes(before, after, [kernel(before).name])
 
 
 def test_changes_of_unknown_constants_are_refused():

@@ -1,5 +1,7 @@
 """Which constants of a model can be trained, and which cannot and why."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -68,9 +70,9 @@ def test_statistics_are_named_with_the_tensor_that_they_are_of():
     assert (norm.mean, norm.variance) == tuple(node.input[3:])
 
 
-@pytest.mark.parametrize("change", ["shared", "one for both", "output", "training"])
+@pytest.mark.parametrize("change", ["shared", "one for both", "output", "training", "per activation"])
 def test_statistics_that_others_read_or_that_are_none_are_left_out(change):
-    b = Builder(opset=15 if change == "training" else 13)
+    b = Builder(opset={"training": 15, "per activation": 8}.get(change, 13))
     y = b.bn(b.conv("x", 3, 4), 4)
     norm = b.nodes[-1]
     ends = []
@@ -78,6 +80,8 @@ def test_statistics_that_others_read_or_that_are_none_are_left_out(change):
         y = b.op("BatchNormalization", y, b.weight(4), b.weight(4), *norm.input[3:])
     elif change == "one for both":
         norm.input[4] = norm.input[3] = b.const(np.full(4, 0.5, np.float32))
+    elif change == "per activation":
+        norm.attribute.append(helper.make_attribute("spatial", 0))
     elif change == "output":
         ends = [helper.make_tensor_value_info(norm.input[4], 1, [4])]
     else:
@@ -132,7 +136,14 @@ def common_bias(b):
     return b.op("Reshape", hidden, b.const(np.array([0, 4, 1, 1], np.int64)))
 
 
+def vector(b):
+    y = b.op("MatMul", b.op("Flatten", "x"), b.weight(192))
+    y = b.op("Gemm", b.op("Reshape", y, b.const(np.array([-1, 1], np.int64))), b.weight(1, 4), b.weight(4))
+    return b.op("Reshape", y, b.const(np.array([0, 4, 1, 1], np.int64)))
+
+
 REFUSED = {
+    "vector": (vector, "MatMul", "its weight is a vector"),
     "quantised": (quantised, "Conv", "its weight is computed in the graph, by DequantizeLinear"),
     "computed": (computed, "Conv", "its weight is computed in the graph"),
     "two purposes": (two_purposes, "Conv", "its weight serves another purpose too"),
@@ -213,20 +224,52 @@ def test_a_layer_in_a_branch_that_is_always_taken_cannot_be_written_back():
     model = read(net(b))
     assert model.graph.nodes[0].op == "Conv"
     assert [r for _, r in found(model)[1]] == ["its weight lies inside a branch"]
+    block = helper.make_function(
+        "local", "Id", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], model.proto.opset_import
+    )
+    proto = onnx.ModelProto.FromString(model.proto.SerializeToString())
+    proto.functions.append(block)
+    proto.opset_import.append(helper.make_opsetid("local", 1))
+    assert [r for _, r in found(read(proto))[1]] == ["its weight lies inside a branch"]
 
 
 def test_input_normalisation_and_the_constants_of_activations_are_no_weights():
     b = Builder()
-    x = b.op("Div", b.op("Sub", "x", b.weight(3, 1, 1)), b.const(np.full((3, 1, 1), 0.3, np.float32)))
+    deviation = b.op("Sqrt", b.const(np.full((3, 1, 1), 0.1, np.float32)))
+    x = b.op("Div", b.op("Sub", "x", b.weight(3, 1, 1)), deviation)
+    x = b.op("Add", b.op("Mul", x, b.weight(3, 1, 1)), b.weight(3, 1, 1))
     y = b.conv(x, 3, 4)
     gate = b.op("Clip", b.op("Add", y, b.const(np.float32(3))), b.const(np.float32(0)), b.const(np.float32(6)))
     y = b.conv(b.op("Mul", b.op("Div", gate, b.const(np.float32(6))), y), 4, 1)
-    y = b.op("HardSigmoid", b.op("Add", y, b.const(np.array([3], np.float32))))
+    y = b.op("HardSigmoid", b.op("Add", y, b.const(np.full((1, 1, 1), 3, np.float32))))
     end(b, b.conv(y, 1, 4), 4)
     model = read(net(b))
     weights, refused = trainable(model)
     assert " ".join(w.role for w in weights) == "weight bias weight bias weight bias weight bias"
     assert not refused
+
+
+def test_a_number_behind_a_normalisation_is_no_scale():
+    b = Builder()
+    y = b.conv("x", 3, 4)
+    centred = b.op("Sub", y, b.op("ReduceMean", y, axes=[1]))
+    y = b.op("Div", centred, b.op("Sqrt", b.op("ReduceMean", b.op("Mul", centred, centred), axes=[1])))
+    end(b, b.op("Add", b.op("Mul", y, b.const(np.array([2], np.float32))), b.weight(4, 1, 1)), 4)
+    assert [r for r, _ in found(read(net(b)))[0].values()] == ["weight", "bias", "weight", "bias"]
+
+
+def test_what_a_node_with_graphs_reads_inside_may_come_from_the_image():
+    b = Builder()
+    y = b.conv("x", 3, 4)
+
+    def branch(op, name):
+        out = helper.make_tensor_value_info(name, 1, None)
+        return helper.make_graph([helper.make_node(op, [y], [name])], name, [], [out])
+
+    chance = b.op("Squeeze", b.op("RandomUniform", shape=[1]))
+    asks = b.op("Less", chance, b.const(np.float32(2)))
+    end(b, b.op("If", asks, then_branch=branch("Relu", "a"), else_branch=branch("Neg", "b")), 4)
+    assert [r for r, _ in found(read(net(b)))[0].values()] == ["weight", "bias", "weight", "bias"]
 
 
 def test_products_of_two_activations_are_no_layers():
@@ -236,6 +279,22 @@ def test_products_of_two_activations_are_no_layers():
     b.op("Gemm", b.nodes[-1].output[0], b.weight(4, 3), b.weight(3))
     proto = b.model([1, 3, 8, 8], "scores", [4, 3])
     assert [r for r, _ in found(read(proto))[0].values()] == ["weight", "bias", "weight", "bias"]
+
+
+@pytest.mark.parametrize("change", ["other numbers", "another shape", "another type"])
+def test_a_constant_that_the_file_has_otherwise_is_not_written_back(change):
+    proto = plain()
+    proto.graph.node[0].name = ""  # the working copy names it
+    model = read(proto)
+    assert model.rewritten is not None
+    bias = proto.graph.initializer[1]
+    array = numpy_helper.to_array(bias)
+    other = {"other numbers": array + 1, "another shape": array[:, None], "another type": array.astype(np.float64)}
+    bias.CopyFrom(numpy_helper.from_array(other[change], bias.name))
+    weights, refused = found(replace(model, proto=proto))
+    assert bias.name in found(model)[0] and bias.name not in weights
+    assert refused == [("Conv:t3", "its bias is not what the file stores under its name")]
+    assert len(weights) == len(found(model)[0]) - 1
 
 
 def test_with_the_scores_named_only_what_makes_them_is_trained():

@@ -170,6 +170,8 @@ class _File:
         return data.dtype == array.dtype and data.tobytes() == array.tobytes()
 
     def _where(self, name: str) -> str:
+        if name in self._stored:
+            return "is not what the file stores under its name"
         if name in self._computed:
             return "is computed in the graph"
         if self._model.proto.functions and name not in self._inner:
