@@ -115,19 +115,27 @@ def silent(graph: Graph, groups: Sequence[ChannelGroup]) -> Mapping[str, BoolArr
         for piece in group.slices:
             node = nodes.get(piece.node)
             name = node.inputs[piece.position] if node is not None and piece.position < len(node.inputs) else ""
-            array = graph.constants.get(name)
-            if array is None or array.ndim <= piece.axis or max(piece.indices) >= array.shape[piece.axis]:
+            if (name, piece.axis) not in alive:  # a large array is decoded whenever it is asked for
+                alive[name, piece.axis] = _alive(graph, name, piece.axis)
+            if max(piece.indices) >= len(alive[name, piece.axis]):
                 raise SurgeryError(f"layer '{group.layer}' has no such channel; find the groups on this model")
-            if (name, piece.axis) not in alive:
-                others = tuple(axis for axis in range(array.ndim) if axis != piece.axis)
-                alive[name, piece.axis] = (array != 0).any(axis=others)
             places.append((name, piece.axis, list(piece.indices)))
         if any(alive[name, axis][rows].any() for name, axis, rows in places):
             continue
         for name, axis, rows in places:
-            mask = masks.setdefault(name, np.zeros(graph.constants[name].shape, np.bool_))
-            mask[(slice(None),) * axis + (rows,)] = True
+            if name not in masks:
+                masks[name] = np.zeros(graph.constants[name].shape, np.bool_)
+            masks[name][(slice(None),) * axis + (rows,)] = True
     return {name: frozen_array(mask) for name, mask in masks.items()}
+
+
+def _alive(graph: Graph, name: str, axis: int) -> BoolArray:
+    """Which entries of the constant `name` along `axis` are not all zero; none where there is no such axis."""
+    array = graph.constants.get(name)
+    if array is None or array.ndim <= axis:
+        return np.zeros(0, np.bool_)
+    others = tuple(other for other in range(array.ndim) if other != axis)
+    return np.asarray((array != 0).any(axis=others))
 
 
 class _File:
