@@ -5,7 +5,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -20,6 +20,7 @@ from debride.graph.trained import changes, check_trained, working_written, writt
 from debride.graph.weights import silent, statistics, trainable
 from debride.proxy.runner import GraphRunner
 from graph_models import VENDOR, Builder, assert_close, classifiers, images, run, with_function
+from random_graphs import graphs
 from trainable_models import MADE, SAMPLE, dense, end, net, plain, read
 
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
@@ -119,6 +120,21 @@ def test_exported_networks_come_back_too(tmp_path, name):
     check_round_trip(pruned(read(proto))[0], tmp_path / "m.onnx")
 
 
+@pytest.mark.parametrize("what", [*MADE, *EXPORTED])
+def test_every_weight_has_a_gradient_in_the_proxy(what):
+    if what in MADE:
+        model = read(MADE[what]())
+    else:
+        exporter, opset = EXPORTED[what]
+        model = read(exports.export(network(what), shape_of(what), exporter=exporter, opset=opset))
+    runner, scores = GraphRunner(model.graph), model.graph.outputs[0].name
+    tensors = {w.name: runner.tensors[w.name].requires_grad_() for w in trainable(model, scores)[0]}
+    feeds = {name: torch.from_numpy(value) for name, value in images(model).items()}
+    made = runner.run(feeds, [scores])[scores]
+    (made * torch.randn(made.shape, generator=torch.manual_seed(0))).sum().backward()
+    assert tensors and all(t.grad is not None and bool(t.grad.any()) for t in tensors.values())
+
+
 @pytest.mark.vendor
 @pytest.mark.skipif(not VENDOR.is_dir(), reason="the vendor models are not beside this checkout")
 def test_vendor_models_come_back_too(tmp_path):
@@ -138,24 +154,36 @@ def test_a_weight_given_to_a_function_is_written_and_the_function_stays(tmp_path
 
 
 @QUICK
-@given(proto=classifiers(), data=st.data())
+@given(proto=classifiers())
+def test_in_plain_classifiers_everything_trains(proto):
+    weights, refused = trainable(read(proto))
+    stored = {t.name: t for t in proto.graph.initializer}
+    stored.update({n.output[0]: n.attribute[0].t for n in proto.graph.node if n.op_type == "Constant"})
+    floats = {name for name, t in stored.items() if t.data_type == TensorProto.FLOAT}
+    norms = [n for n in proto.graph.node if n.op_type == "BatchNormalization"]
+    scaled = {n.input[1] for n in proto.graph.node if n.op_type == "Mul"}
+    assert not refused
+    assert {w.name for w in weights} == floats - {name for n in norms for name in n.input[3:]} - scaled
+
+
+@QUICK
+@given(proto=st.one_of(classifiers(), graphs()), data=st.data())
 def test_pruned_channels_are_zero_in_the_trained_network(proto, data):
     model = read(proto)
     groups = groups_of(model)
+    assume(groups)
     gone = [groups[p] for p in sorted(data.draw(st.sets(st.integers(0, len(groups) - 1), min_size=1, max_size=5)))]
     model = read(zero(model, gone))
-    assert not trainable(model)[1]
-    arrays, _ = drawn(model)
+    arrays, still = drawn(model)
+    check_trained(model.proto, written(model, arrays), arrays, still)
     after = working_written(model, arrays)
     edges = sorted({group.edge for group in gone} - {value.name for value in after.graph.output})
     after.graph.output.extend(helper.make_empty_tensor_value_info(edge) for edge in edges)
-    x = images(model, 2)
-    names = [value.name for value in after.graph.output]
+    x, names = images(model, 1 if model.bound else 2), [value.name for value in after.graph.output]
     values = dict(zip(names, run(after, x, names), strict=True))
     for group in gone:
-        channel = np.take(values[group.edge], group.channel, axis=group.axis)
-        assert not channel.any(), group
-    assert_close(values["scores"], by_proxy(model, arrays, x)[: len(values["scores"])])
+        assert not np.take(values[group.edge], group.channel, axis=group.axis).any(), group
+    assert_close(by_proxy(model, arrays, x), values["scores"])
 
 
 # --- silent
