@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from debride.graph.channels import find_groups
 from debride.graph.read import model_of
 from graph_models import Builder
 
@@ -14,6 +15,10 @@ SAMPLE = Path(__file__).parents[1] / "samples" / "fashion-backdoored.onnx"
 
 def read(proto, path=Path("m.onnx")):
     return model_of(proto.SerializeToString(), path)
+
+
+def groups_of(model):
+    return find_groups(model.graph, model.graph.outputs[0].name)[0]
 
 
 def end(b, x, c):
