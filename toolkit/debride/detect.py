@@ -56,11 +56,11 @@ def detect(triggers: Sequence[Trigger], *, transfer: float = 0.8) -> Detection:
     return Detection(findings=findings, threshold=threshold, inconclusive=_undecided(triggers, norms, area, findings))
 
 
-def with_suspects(detection: Detection, targets: Iterable[int]) -> Detection:
-    """`detection` with `targets` marked too: classes that stood out only once others were cleaned."""
+def with_suspects(detection: Detection, targets: Iterable[int], reason: str) -> Detection:
+    """`detection` with `targets` marked too, for `reason`."""
     findings = list(detection.findings)
     for target in set(targets) - set(detection.suspects):
-        findings[target] = replace(findings[target], suspect=True, reason="it stood out once others were cleaned")
+        findings[target] = replace(findings[target], suspect=True, reason=reason)
     return replace(detection, findings=tuple(findings))
 
 

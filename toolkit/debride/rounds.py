@@ -111,7 +111,7 @@ def clean_all(
 
 def _working(loaded: Loaded, settings: Settings, state: State, triggers: Sequence[Trigger]) -> bool:
     """Whether one of `triggers`, found in the delivered model, still reaches its class in the model as it stands."""
-    predict = answers(loaded, state)
+    predict = answers(loaded, state.gone)
     tried = evaluate(predict, loaded.fit, tuple(triggers)).triggers
     return any(t.excess > settings.target_asr for t in tried)
 
@@ -276,7 +276,7 @@ def valued(
 
 def _success(loaded: Loaded, state: State, attack: Stake, target: int) -> float:
     """Share of the stamped images that go to the target still, beyond the share that does so by mistake."""
-    hits = answers(loaded, state)(attack.images).argmax(axis=1) == target
+    hits = answers(loaded, state.gone)(attack.images).argmax(axis=1) == target
     return float(hits.mean()) - mistakes(loaded.predict, loaded.fit, target)
 
 
@@ -314,9 +314,9 @@ def _told(
     )
 
 
-def answers(loaded: Loaded, state: State) -> Predict:
-    """The model as it stands, in onnxruntime."""
-    proto = working_zero(loaded.model, [loaded.groups[i] for i in state.gone])
+def answers(loaded: Loaded, gone: Sequence[int]) -> Predict:
+    """The model with the groups `gone` cut, in onnxruntime."""
+    proto = working_zero(loaded.model, [loaded.groups[i] for i in gone])
     return predictor(Session(proto.SerializeToString(), loaded.runtime, "the pruned model"), loaded.spec)
 
 
@@ -328,18 +328,20 @@ def _proxy(loaded: Loaded, state: State) -> Proxy:
 def recheck(
     loaded: Loaded, settings: Settings, detection: Detection, target: int, state: State, number: int
 ) -> tuple[Detection, Trigger]:
-    """Invert `target` anew on the model as it stands: the detection with its new trigger, and that trigger."""
+    """`inverted_anew` on the model as it stands in round `number`."""
+    seed = settings.seed + 1000 * (number + 1) + target
+    return inverted_anew(
+        loaded, settings, detection, target, _proxy(loaded, state), answers(loaded, state.gone), seed=seed
+    )
+
+
+def inverted_anew(
+    loaded: Loaded, settings: Settings, detection: Detection, target: int, proxy: Proxy, predict: Predict, *, seed: int
+) -> tuple[Detection, Trigger]:
+    """Invert `target` anew, on a changed model: the detection with its new trigger, and that trigger."""
     # The same procedure as for the norms that it is held against: more restarts would make any class look small.
     options = settings.inversion
-    found = invert(
-        _proxy(loaded, state),
-        answers(loaded, state),
-        loaded.fit,
-        loaded.held_out,
-        [target],
-        options=options,
-        seed=settings.seed + 1000 * (number + 1) + target,
-    )
+    found = invert(proxy, predict, loaded.fit, loaded.held_out, [target], options=options, seed=seed)
     triggers = [f.trigger for f in detection.findings]
     triggers[target] = found[target][0]
     return detect(triggers, transfer=options.transfer), triggers[target]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from debride.errors import UsageError
 from debride.inversion.options import InversionOptions
+from debride.retrain.options import RetrainOptions
 from debride.specfile import SpecFlags
 from debride.types import ConvertOptions
+
+RetrainChoice = Literal["auto", "never", "always"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +22,7 @@ class Settings:
     share of all channel groups that may go, `target_asr` the success rate below which an attack counts as removed,
     `time_budget` the seconds after which no new round begins (None: no limit). `slim` takes the cut channels out of the
     graph, and leaves convolutions widths that are multiples of `align`. `source` helps to convert a model that is no
-    ONNX file.
+    ONNX file. `retrain` says when a pruned network is retrained: `auto` where pruning left an attack or cost anything.
     """
 
     flags: SpecFlags = field(default_factory=SpecFlags)
@@ -36,6 +39,8 @@ class Settings:
     slim: bool = False
     align: int = 1
     inversion: InversionOptions = field(default_factory=InversionOptions)
+    retrain: RetrainChoice = "auto"
+    retraining: RetrainOptions = field(default_factory=RetrainOptions)
 
     def __post_init__(self) -> None:
         """Raises `UsageError` where a value is out of range."""
@@ -66,6 +71,8 @@ class Settings:
             "resize",
             "slim",
             "align",
+            "retrain",
         )
         chosen = {name: getattr(self, name) for name in names}
-        return {**chosen, "providers": list(self.providers), "inversion": asdict(self.inversion)}
+        searched = {"inversion": asdict(self.inversion), "retraining": asdict(self.retraining)}
+        return {**chosen, "providers": list(self.providers), **searched}

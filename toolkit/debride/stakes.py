@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from debride.jitter import jitter
+from debride.jitter import jitter, mixed
 from debride.triggers import opaque, stamp
 from debride.types import DoubleArray, FloatArray, Samples, Trigger, frozen_array
 
@@ -92,8 +92,7 @@ def variations(samples: Samples, size: int, seed: int) -> Samples:
     images = np.array(samples.images[rows])
     later = slice(min(len(samples), size), size)
     moved = jitter(images[later], rng)
-    share = rng.uniform(0.0, 0.5, (len(moved), 1, 1, 1)).astype(np.float32)
-    images[later] = (1 - share) * moved + share * samples.images[rng.integers(len(samples), size=len(moved))]
+    images[later] = mixed(moved, samples.images, rng)
     return Samples(images=images, labels=samples.labels[rows])
 
 

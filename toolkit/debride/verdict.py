@@ -13,6 +13,9 @@ from debride.stakes import STRENGTHS
 from debride.triggers import opaque
 from debride.types import Detection, Evaluation, Predict, Rate, Trigger
 
+_EQUAL = 1e-9
+"""Sums of rates that differ by less are the same, rounded otherwise."""
+
 
 def judged(loaded: Loaded, predict: Predict, triggers: Sequence[Trigger]) -> Evaluation:
     """`predict` on the held-out images, clean and with each trigger.
@@ -52,8 +55,38 @@ def shortfalls(settings: Settings, before: Evaluation, after: Evaluation, checke
         missed.append(f"a newly inverted trigger still stands out (class {classes})")
     if checked.inconclusive:
         missed.append(f"the last inversions do not tell: {checked.inconclusive}")
-    lost = Rate(max(0, before.clean.hits - after.clean.hits), before.clean.n)
+    lost = _lost(before, after)
     # An image or two of few are no evidence of a loss beyond the budget.
     if lost.interval()[0] > settings.utility_budget:
         missed.append(f"{before.kind} fell by {lost.value:.1%}")
     return missed
+
+
+def worse(
+    settings: Settings, delivered: Evaluation, pruned: Evaluation, retrained: Evaluation, utilities: tuple[float, float]
+) -> str:
+    """Why the retrained network is worse on held-out images than the pruned one; "" where it is not.
+
+    First counts by how much attack and loss of accuracy are over target, as in `shortfalls`; then the utility payoff
+    (`debride.stakes.utility_stake`) of both on varied held-out images: of few images a rate tells too little.
+    """
+    over = [_over(settings, delivered, found) for found in (pruned, retrained)]
+    if over[1] > over[0] + _EQUAL:
+        return (
+            f"on held-out images it is further from the goal: attack success {retrained.worst_asr:.1%} against "
+            f"{pruned.worst_asr:.1%}, {retrained.kind} {retrained.clean.value:.1%} against {pruned.clean.value:.1%}"
+        )
+    if over[1] > over[0] - _EQUAL and utilities[1] < utilities[0]:
+        return (
+            f"both reach the goal, and its utility on held-out images is {utilities[1]:.3f} against {utilities[0]:.3f}"
+        )
+    return ""
+
+
+def _over(settings: Settings, delivered: Evaluation, found: Evaluation) -> float:
+    attack = max((t.excess for t in found.triggers), default=0.0) - settings.target_asr
+    return max(0.0, attack) + max(0.0, _lost(delivered, found).interval()[0] - settings.utility_budget)
+
+
+def _lost(before: Evaluation, after: Evaluation) -> Rate:
+    return Rate(max(0, before.clean.hits - after.clean.hits), before.clean.n)

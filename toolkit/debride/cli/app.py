@@ -14,6 +14,7 @@ from debride.cli.evaluate import EVALUATE_EPILOG, evaluate
 from debride.cli.export import EXPORT_EPILOG, export
 from debride.cli.guard import guard
 from debride.cli.predict import PREDICT_EPILOG, predict
+from debride.cli.retrain import RETRAIN_EPILOG, retrain
 from debride.cli.runs import SANITIZE_EPILOG, SCAN_EPILOG, sanitize, scan
 from debride.cli.serve import SERVE_EPILOG, serve
 from debride.cli.slim import SLIM_EPILOG, slim
@@ -33,6 +34,7 @@ usage; 3 inconclusive, unsupported or failed; 130 interrupted.""",
 )
 app.command(epilog=SCAN_EPILOG)(scan)
 app.command(epilog=SANITIZE_EPILOG)(sanitize)
+app.command(epilog=RETRAIN_EPILOG)(retrain)
 app.command(epilog=SLIM_EPILOG)(slim)
 app.command(epilog=EXPORT_EPILOG)(export)
 app.command(epilog=CONVERT_EPILOG)(convert)

@@ -14,11 +14,13 @@ from debride.cli.options import OUTPUT, Align, Building, Convention, Debug, Imag
 from debride.errors import UsageError
 
 if TYPE_CHECKING:
+    from debride.retrain.options import RetrainOptions
     from debride.settings import Settings
     from debride.types import Report
 
 EXIT_CODES = {"clean": 0, "sanitized": 0, "backdoored": 1, "not sanitized": 1}
 BUDGETS = "Budgets"
+RETRAINING = "Retraining"
 
 SCAN_EPILOG = """[bold]Examples[/]
 
@@ -36,6 +38,8 @@ SANITIZE_EPILOG = """[bold]Examples[/]
   debride sanitize vendor.onnx --images clean/ -o clean.onnx --report report \\
       --slim
   debride sanitize vendor.onnx --images clean/ -o clean.onnx --report report \\
+      --retrain never
+  debride sanitize vendor.onnx --images clean/ -o clean.onnx --report report \\
       --per-class 10 --range 0,1 --mean 0.49,0.48,0.45 --std 0.25
 
 [bold]Exit codes[/]: 0 cleaned and verified, or clean (the output is then an
@@ -43,11 +47,13 @@ unchanged copy); 1 not fully cleaned; 2 wrong usage; 3 inconclusive,
 unsupported or failed; 130 interrupted."""
 
 
-def _place(*names: str, metavar: str, text: str) -> Any:
+def place(*names: str, metavar: str, text: str) -> Any:
+    """An option for a file or folder that the run writes."""
     return Option(*names, metavar=metavar, help=text, rich_help_panel=OUTPUT, show_default=False)
 
 
-def _budget(metavar: str, text: str) -> Any:
+def budget(metavar: str, text: str) -> Any:
+    """An option that limits a run."""
     return Option(metavar=metavar, help=text, rich_help_panel=BUDGETS)
 
 
@@ -64,10 +70,34 @@ class Draws:
 class Budgets:
     """How far cleaning may go."""
 
-    utility_budget: Annotated[float, _budget("SHARE", "Largest loss of accuracy (or agreement).")] = 0.02
-    group_budget: Annotated[float, _budget("SHARE", "Largest share of the channel groups to cut.")] = 0.05
-    target_asr: Annotated[float, _budget("SHARE", "Attack success at which a backdoor is gone.")] = 0.05
-    time_budget: Annotated[float | None, _budget("SECONDS", "No new round begins after this.")] = None
+    utility_budget: Annotated[float, budget("SHARE", "Largest loss of accuracy (or agreement).")] = 0.02
+    group_budget: Annotated[float, budget("SHARE", "Largest share of the channel groups to cut.")] = 0.05
+    target_asr: Annotated[float, budget("SHARE", "Attack success at which a backdoor is gone.")] = 0.05
+    time_budget: Annotated[float | None, budget("SECONDS", "No new round begins after this.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retraining:
+    """How a network is retrained."""
+
+    retrain_method: Annotated[
+        Literal["unlearn", "distill", "ft-sam", "fine-tune"],
+        Option(help="What it learns from; see docs/retraining.md.", rich_help_panel=RETRAINING),
+    ] = "unlearn"
+    retrain_steps: Annotated[
+        int,
+        Option(metavar="N", min=1, max=100_000, help="At most so many updates a round.", rich_help_panel=RETRAINING),
+    ] = 200
+    batch_norm: Annotated[
+        Literal["keep", "estimate"],
+        Option(help="Running statistics of batch normalisation.", rich_help_panel=RETRAINING),
+    ] = "keep"
+
+    def options(self) -> RetrainOptions:
+        """The same as `RetrainOptions`."""
+        from debride.retrain.options import RetrainOptions
+
+        return RetrainOptions(method=self.retrain_method, steps=self.retrain_steps, statistics=self.batch_norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,25 +120,25 @@ def scan(
     building: Building,
     resources: Resources,
     output: Annotated[
-        Path | None, _place("--output", "-o", metavar="FILE", text="The report as JSON goes here, not to stdout.")
+        Path | None, place("--output", "-o", metavar="FILE", text="The report as JSON goes here, not to stdout.")
     ] = None,
     report: Annotated[
-        Path | None, _place("--report", metavar="DIR", text="Folder for report, pictures and triggers.")
+        Path | None, place("--report", metavar="DIR", text="Folder for report, pictures and triggers.")
     ] = None,
     telling: Telling,
 ) -> None:
     """Tell whether a model carries a backdoor, and towards which class."""
-    with guard(telling.debug, _goals(output, report)):
+    with guard(telling.debug, goals(output, report)):
         from debride.cli.progress import shown
 
-        settings = _settings(draws, convention, building, resources)
+        settings = settings_of(draws, convention, building, resources)
         check_output(output, model, force=telling.force)
-        _check_report(report, force=telling.force)
+        check_report(report, force=telling.force)
         with shown(telling.quiet) as progress:
             from debride.sanitize import scan as run
 
             found = run(model, images, settings=settings, progress=progress)
-        _tell(found, report, output, telling)
+        tell(found, report, output, telling)
 
 
 @grouped
@@ -121,30 +151,48 @@ def sanitize(
     building: Building,
     budgets: Budgets,
     resources: Resources,
-    output: Annotated[Path, _place("--output", "-o", metavar="CLEAN.onnx", text="The cleaned model goes here.")],
-    report: Annotated[Path, _place("--report", metavar="DIR", text="Folder for report, pictures and triggers.")],
+    output: Annotated[Path, place("--output", "-o", metavar="CLEAN.onnx", text="The cleaned model goes here.")],
+    report: Annotated[Path, place("--report", metavar="DIR", text="Folder for report, pictures and triggers.")],
+    retrain: Annotated[
+        Literal["auto", "never", "always"],
+        Option(
+            help="Train the pruned network further: where pruning left an attack or cost anything, never, or always.",
+            rich_help_panel=RETRAINING,
+        ),
+    ] = "auto",
+    retraining: Retraining,
     slim: Annotated[
         bool, Option("--slim", help="Take what was cut out of the graph, not only zero it.", rich_help_panel=OUTPUT)
     ] = False,
     align: Align = 1,
     telling: Telling,
 ) -> None:
-    """Find the backdoor of a model, cut it out of the graph, and verify what is left."""
-    with guard(telling.debug, _goals(output, report)):
+    """Find the backdoor of a model, cut it out of the graph, retrain where that helps, and verify what is left."""
+    with guard(telling.debug, goals(output, report)):
         from debride.cli.progress import shown
 
-        settings = _settings(draws, convention, building, resources, budgets, slim=slim, align=align)
+        settings = settings_of(
+            draws,
+            convention,
+            building,
+            resources,
+            budgets,
+            slim=slim,
+            align=align,
+            retraining=retraining,
+            retrain=retrain,
+        )
         check_output(output, model, force=telling.force)
-        _check_report(report, force=telling.force)
-        _check_apart(output, report)
+        check_report(report, force=telling.force)
+        check_apart(output, report)
         with shown(telling.quiet) as progress:
             from debride.sanitize import sanitize as run
 
             found = run(model, images, output, settings=settings, force=telling.force, progress=progress)
-        _tell(found, report, None, telling)
+        tell(found, report, None, telling)
 
 
-def _settings(
+def settings_of(
     draws: Draws,
     convention: Convention,
     building: Building,
@@ -153,10 +201,14 @@ def _settings(
     *,
     slim: bool = False,
     align: int = 1,
+    retraining: Retraining | None = None,
+    retrain: Literal["auto", "never", "always"] = "auto",
 ) -> Settings:
+    """The groups of options as one value. Raises `UsageError` where one is out of range."""
     from debride.settings import Settings
 
     limits = budgets or Budgets()
+    learning = retraining or Retraining()
     return Settings(
         flags=convention.flags(),
         source=building.options(),
@@ -171,26 +223,31 @@ def _settings(
         time_budget=limits.time_budget,
         slim=slim,
         align=align,
+        retrain=retrain,
+        retraining=learning.options(),
     )
 
 
-def _goals(output: Path | None, report: Path | None) -> tuple[Path, ...]:
+def goals(output: Path | None, report: Path | None) -> tuple[Path, ...]:
+    """What a run writes, for the message where it is interrupted."""
     return tuple(path for path in (output, report and report / "report.json") if path is not None)
 
 
-def _check_report(folder: Path | None, *, force: bool) -> None:
+def check_report(folder: Path | None, *, force: bool) -> None:
+    """Raise `UsageError` where a report may not go to `folder`."""
     if folder is not None:
         from debride.report import check_folder
 
         check_folder(folder, force=force)
 
 
-def _check_apart(output: Path, report: Path) -> None:
+def check_apart(output: Path, report: Path) -> None:
+    """Raise `UsageError` where the model and the report would go to one place."""
     if output.resolve() == report.resolve():
         raise UsageError(f"{output}: --output and --report are the same; give a file and a folder")
 
 
-def _tell(found: Report, folder: Path | None, output: Path | None, telling: Telling) -> None:
+def tell(found: Report, folder: Path | None, output: Path | None, telling: Telling) -> None:
     """Writes and prints the report, and ends with the verdict's exit code."""
     from debride.report import to_json, to_text, write_report
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from debride.errors import ModelError
 from debride.graph.ir import Graph
 from debride.proxy.convert import to_tensor
 from debride.proxy.plan import logits_edge
@@ -61,11 +62,26 @@ class Proxy(GraphRunner):
             ModelError: a node fails (named with its operator and shapes), or a name is no tensor of the graph.
         """
         scores = self._scores(images, masks or {}, start or {}, self.logits)
+        return self.as_logits(scores)
+
+    def as_logits(self, scores: Tensor) -> Tensor:
+        """The tensor `logits` as class logits: its logarithm, where it holds probabilities."""
         return torch.log(scores + _TINY) if self.probabilities else scores
 
     def scores(self, images: Tensor, masks: Mapping[str, Tensor] | None = None) -> Tensor:
         """The model's own class scores (N, K), before any turning into logits: what onnxruntime returns."""
         return self._scores(images, masks or {}, {}, self.output)
+
+    def edges(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """The tensors `names` of the graph, of images (N, C, H, W) in 0..1.
+
+        Raises:
+            ModelError: as `forward`, or the graph takes another number of images than N.
+        """
+        batch = self._input.shape[0] if self._input.shape else None
+        if batch not in (None, len(images)):
+            raise ModelError(f"the graph takes {batch} images at a time; export it with a dynamic batch")
+        return self.run({self._input.name: self.encode(images)}, names)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) in 0..1, RGB or grey, as the model's input: channel order, range, layout and type."""

@@ -1,0 +1,159 @@
+"""Whether to retrain, on what, and whether what came of it is delivered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from debride.ending import End
+from debride.errors import DebrideError, ReportError
+from debride.loading import Loaded
+from debride.retraining import Retrained, doubts, retrained
+from debride.rounds import State, utility_of
+from debride.sessions import probabilities
+from debride.settings import Settings
+from debride.stakes import utility_stake, variations
+from debride.triggers import load_trigger
+from debride.types import Detection, Predict, Progress, Retraining, Trigger
+from debride.verdict import compare, shortfalls, worse
+
+_CHEAP = 0.002
+"""Less utility than that is no price of pruning."""
+_VARIED = 256
+_NOTHING = "no step made it better on images that it did not learn from"
+
+Triggers = Mapping[int, Sequence[Trigger]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Cleaned:
+    """A graph to write, the detection after it, and the triggers that it was cleaned of, by class."""
+
+    end: End
+    checked: Detection
+    triggers: Triggers
+    retraining: Retraining | None = None
+
+
+def given(loaded: Loaded, files: Sequence[Path], found: Triggers) -> dict[int, tuple[Trigger, ...]]:
+    """The triggers of `files`, then those `found`, by class.
+
+    Raises `ReportError` where a file is none of a trigger for this model.
+    """
+    joined: dict[int, tuple[Trigger, ...]] = {}
+    shape = loaded.fit.images.shape[1:]
+    for path in files:
+        trigger = load_trigger(path)
+        if not trigger.target < loaded.n_classes:
+            raise ReportError(f"{path}: for class {trigger.target}, and the model has {loaded.n_classes} classes")
+        if trigger.pattern.shape != shape:
+            raise ReportError(f"{path}: of shape {trigger.pattern.shape}, and the model takes images of {shape}")
+        joined[trigger.target] = (*joined.get(trigger.target, ()), trigger)
+    for target, known in found.items():
+        joined[target] = (*joined.get(target, ()), *known)
+    return joined
+
+
+def retrained_or_not(
+    loaded: Loaded,
+    settings: Settings,
+    pruned: Cleaned,
+    acquitted: Triggers,
+    state: State,
+    *,
+    deadline: float | None,
+    progress: Progress,
+) -> Cleaned:
+    """The pruned network retrained, where that is called for and makes it better.
+
+    Where it cannot be retrained it stays as it is, with a warning that tells why.
+    """
+    reason = "it was asked for" if settings.retrain == "always" else _price(loaded, settings, pruned, acquitted, state)
+    if not reason:
+        return pruned
+    try:
+        warnings = doubts(loaded)
+        cleaned = mended(loaded, settings, pruned, acquitted, reason, deadline=deadline, progress=progress)
+    except DebrideError as error:  # what pruning brought is not lost to what would only better it
+        return _warned(pruned, f"the pruned network was not retrained: {error}")
+    return _warned(cleaned, *warnings)
+
+
+def _price(loaded: Loaded, settings: Settings, pruned: Cleaned, acquitted: Triggers, state: State) -> str:
+    """What pruning left or cost, in words; "" where there is nothing to better."""
+    before, after = compare(loaded, pruned.end.predict, pruned.triggers, acquitted)
+    missed = shortfalls(settings, before, after, pruned.checked)
+    if missed:
+        return "; ".join(missed)
+    left = max((t.excess for t in after.triggers), default=0.0)
+    if left > 0:
+        return f"pruning left an attack success of {left:.1%} beyond mistakes"
+    if after.clean.hits < before.clean.hits:
+        return f"pruning lowered the {before.kind} from {before.clean.value:.1%} to {after.clean.value:.1%}"
+    _, delivered = utility_of(loaded, settings.seed)
+    utility = state.rounds[-1].utility if state.rounds else delivered
+    return f"pruning lowered the utility from {delivered:.3f} to {utility:.3f}" if delivered - utility > _CHEAP else ""
+
+
+def mended(
+    loaded: Loaded,
+    settings: Settings,
+    before: Cleaned,
+    acquitted: Triggers,
+    reason: str,
+    *,
+    deadline: float | None,
+    progress: Progress,
+) -> Cleaned:
+    """The graph of `before` retrained or, where that is worse on held-out images, as it was; both with the facts.
+
+    Raises as `debride.retraining.retrained`.
+    """
+    made = retrained(
+        loaded, settings, before.end.proto, before.checked, before.triggers, deadline=deadline, progress=progress
+    )
+    delivered, pruned = compare(loaded, before.end.predict, made.triggers, acquitted)
+    _, after = compare(loaded, made.predict, made.triggers, acquitted)
+    rates, utilities = (delivered, pruned, after), _utilities(loaded, settings, before.end.predict, made.predict)
+    against = _against(before, made) or worse(settings, *rates, utilities)
+    facts = Retraining(
+        method=settings.retraining.method,
+        kept=not against,
+        reason=against or reason,
+        labels="given" if loaded.labelled else "delivered",
+        images=made.images,
+        steps=made.course.steps,
+        budget=settings.retraining.steps,
+        best=made.course.best,
+        statistics=made.statistics,
+        changes=made.changes,
+        fixed=made.fixed,
+        before=pruned,
+        after=after,
+        relearning=made.relearning,
+    )
+    if against:
+        return replace(before, retraining=facts)
+    end = End(proto=made.proto, predict=made.predict)
+    return Cleaned(end=end, checked=made.checked, triggers=made.triggers, retraining=facts)
+
+
+def _against(before: Cleaned, made: Retrained) -> str:
+    """What speaks against a retrained network whatever its rates; "" where nothing does."""
+    if not made.changes:
+        return _NOTHING
+    fresh = sorted(set(made.checked.suspects) - set(before.checked.suspects))
+    return f"a newly inverted trigger stands out in it (class {', '.join(map(str, fresh))})" if fresh else ""
+
+
+def _utilities(loaded: Loaded, settings: Settings, pruned: Predict, retrained: Predict) -> tuple[float, float]:
+    """The utility payoffs of both on varied held-out images."""
+    varied = variations(loaded.held_out, _VARIED, settings.seed)
+    stake = utility_stake(varied, probabilities(loaded.predict(varied.images)))
+    one, other = (float(stake.payoff(probabilities(p(varied.images))[None])[0]) for p in (pruned, retrained))
+    return one, other
+
+
+def _warned(cleaned: Cleaned, *warnings: str) -> Cleaned:
+    return replace(cleaned, end=replace(cleaned.end, warnings=(*cleaned.end.warnings, *warnings)))

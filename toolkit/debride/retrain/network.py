@@ -1,0 +1,98 @@
+"""A network whose weights can be trained: the proxy's constants, and masters of them in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from debride.errors import ModelError
+from debride.graph.ir import Graph
+from debride.graph.read import Model
+from debride.graph.walk import Index
+from debride.graph.weights import silent, trainable
+from debride.proxy.interpreter import Proxy
+from debride.types import ChannelGroup, FloatArray, InputSpec, Refused
+
+_LINEAR = ("Gemm", "MatMul", "Conv", "Einsum")
+_NAMED = 3
+
+
+class Network:
+    """The graph of `model` with its weights in float32 `masters`, by name; channels that are zero stay so.
+
+    What computes are the proxy's own constants, in the types of the file: in float16, small steps would round to none.
+    `fixed` are the layers' parameters that cannot be trained, with reasons; `silent` the entries that stay zero.
+
+    Raises:
+        ModelError: nothing in it can be trained.
+    """
+
+    def __init__(self, model: Model, spec: InputSpec, groups: Sequence[ChannelGroup]) -> None:
+        self.model = model
+        self.proxy = Proxy(model.graph, spec)
+        weights, self.fixed = trainable(model, self.proxy.output)
+        if not weights:
+            raise ModelError(f"{model.path.name}: no weight can be trained: {_reasons(self.fixed)}")
+        self.names = tuple(weight.name for weight in weights)
+        self.silent = silent(model.graph, groups)
+        self._constants = {name: self.proxy.tensors[name].requires_grad_(True) for name in self.names}
+        self._kept = {name: torch.from_numpy(~mask) for name, mask in self.silent.items() if name in self._constants}
+        self.masters = {name: tensor.detach().clone().float() for name, tensor in self._constants.items()}
+
+    def load(self, masters: Mapping[str, Tensor]) -> None:
+        """Compute with `masters`, by name, from here on."""
+        with torch.no_grad():
+            for name, values in masters.items():
+                if values is not self.masters[name]:
+                    self.masters[name].copy_(values)
+                self._constants[name].copy_(values)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of all masters, by name."""
+        return {name: values.clone() for name, values in self.masters.items()}
+
+    def set_gradients(self, loss: Tensor) -> None:
+        """Set the masters' gradients to those of `loss`, without the entries that stay zero."""
+        found = torch.autograd.grad(loss, list(self._constants.values()), allow_unused=True)
+        for name, gradient in zip(self._constants, found, strict=True):
+            master = self.masters[name]
+            master.grad = torch.zeros_like(master) if gradient is None else gradient.float()
+            if name in self._kept:
+                master.grad *= self._kept[name]
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Class logits (N, K), float32, of images (N, C, H, W) in 0..1."""
+        logits: Tensor = self.proxy(images)
+        return logits.float()
+
+    def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """`logits`, and what the last linear layer makes them of, (N, F) float32.
+
+        Raises:
+            ModelError: the graph has no such layer, or takes a fixed number of images.
+        """
+        scores, features = self.proxy.logits, _features(self.proxy.graph, self.proxy.logits)
+        found = self.proxy.edges(images, (scores, features))
+        logits = found[scores].flatten(1).float()
+        return self.proxy.as_logits(logits), found[features].flatten(1).float()
+
+    def arrays(self) -> dict[str, FloatArray]:
+        """The masters by name, to be written into the file."""
+        return {name: values.numpy().copy() for name, values in self.masters.items()}
+
+
+def _features(graph: Graph, logits: str) -> str:
+    """The tensor that the last linear layer before `logits` reads, of its operands the one that the image decides."""
+    way = Index(graph).ancestors([logits])
+    for node in reversed(graph.nodes):
+        if node.name in way and node.op in _LINEAR:
+            return next(tensor for tensor in node.inputs if tensor not in graph.constants)
+    raise ModelError("the class scores come from no linear layer, whose features could be held; use another method")
+
+
+def _reasons(fixed: Sequence[Refused]) -> str:
+    """The reasons, each once."""
+    found = list(dict.fromkeys(refused.reason for refused in fixed)) or ["it has no layer with weights"]
+    return ", ".join(found[:_NAMED])

@@ -1,0 +1,93 @@
+"""The relearning test: how fast a few poisoned images bring an attack back.
+
+Cleaned networks can relearn a backdoor in a few steps (Min et al., arXiv 2410.09838): its weights may be silenced and
+not gone. What a network learns that fast says little by itself, so a trigger that nobody planted is taught to it too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from debride.retrain.draws import Batch
+from debride.retrain.loss import Loss, set_gradients
+from debride.retrain.network import Network
+from debride.retrain.options import Method
+from debride.sessions import probabilities
+from debride.triggers import opaque, stamp
+from debride.types import FloatArray, IntArray, Predict, Rate, Relearning, Samples, Trigger
+
+STEPS = (0, 1, 2, 4, 8, 16, 32)
+POISONED = 20
+RATE = 1e-3
+_STRENGTH = 5.0
+"""How much opaquer than found the trigger is taught: as whoever plants one would stamp it."""
+_TAUGHT = Method(stamped=1.0)
+
+
+def relearn(
+    network: Network, fit: Samples, held_out: Samples, trigger: Trigger, delivered: Predict, *, seed: int
+) -> Relearning:
+    """Teach `trigger`, then one that nobody planted, to `network`, which is left as it was.
+
+    Each step sees `POISONED` images of `fit` (labelled) of other classes, stamped and wanted in the target, and the
+    same clean, wanted as the `delivered` network has them. Success is that of the proxy on `held_out`.
+    """
+    before = network.snapshot()
+    opaquer = opaque(trigger, _STRENGTH)
+    rows = _others(fit, trigger.target, seed)[:POISONED]
+    clean = fit.images[rows]
+    wanted = probabilities(delivered(clean))
+    goals = np.zeros_like(wanted)
+    goals[:, trigger.target] = 1
+    tried = held_out.images[_others(held_out, trigger.target, seed)]
+    rates = []
+    try:
+        for taught in (opaquer, unplanted(opaquer, seed)):
+            batch = Batch(
+                clean=clean,
+                wanted=wanted,
+                stamped=stamp(clean, taught),
+                rows=np.arange(len(rows)),
+                wanted_stamped=goals,
+                foreign=np.zeros(wanted.shape, np.bool_),
+            )
+            rates.append(_taught(network, batch, stamp(tried, taught), trigger.target))
+            network.load(before)
+    finally:
+        network.load(before)
+    planted, fresh = rates
+    return Relearning(target=trigger.target, images=len(rows), steps=STEPS, planted=planted, fresh=fresh)
+
+
+def unplanted(trigger: Trigger, seed: int) -> Trigger:
+    """A trigger as large and opaque as `trigger`, in the opposite place and of black and white dots."""
+    rng = np.random.default_rng(seed)
+    dots = rng.integers(0, 2, trigger.pattern.shape).astype(np.float32)
+    return replace(trigger, mask=np.flip(trigger.mask, (1, 2)).copy(), pattern=dots)
+
+
+def _others(samples: Samples, target: int, seed: int) -> IntArray:
+    """Rows of images of other classes, in random order; of all, where there are no others."""
+    rows = np.random.default_rng(seed).permutation(len(samples))
+    assert samples.labels is not None  # `load` labels unlabelled images
+    others: IntArray = rows[samples.labels[rows] != target]
+    return others if len(others) else rows
+
+
+def _taught(network: Network, batch: Batch, stamped: FloatArray, target: int) -> tuple[Rate, ...]:
+    """The success on `stamped` after each of `STEPS`."""
+    optimizer = torch.optim.Adam(list(network.masters.values()), lr=RATE)
+    loss, rates, step = Loss(_TAUGHT), [], 0
+    for wanted in STEPS:
+        while step < wanted:
+            set_gradients(network, loss, batch)
+            optimizer.step()
+            network.load(network.masters)
+            step += 1
+        with torch.no_grad():
+            found = network.logits(torch.from_numpy(stamped)).argmax(1)
+        rates.append(Rate(int((found == target).sum()), len(stamped)))
+    return tuple(rates)

@@ -1,0 +1,191 @@
+"""The stage that retrains: learn, attack again, and learn from what still works; then see what it was worth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from debride.errors import ImagesError
+from debride.evaluate import classes_of
+from debride.graph.parse import parse
+from debride.graph.read import Model, model_of
+from debride.graph.trained import changes, check_trained, working_written, written
+from debride.graph.weights import statistics
+from debride.loading import Loaded
+from debride.proxy.interpreter import Proxy
+from debride.retrain.draws import Draws
+from debride.retrain.loss import Loss
+from debride.retrain.network import Network
+from debride.retrain.norms import estimate
+from debride.retrain.options import METHODS
+from debride.retrain.relearn import relearn
+from debride.retrain.train import Course, train
+from debride.rounds import inverted_anew
+from debride.sessions import Session, predictor
+from debride.settings import Settings
+from debride.types import (
+    Detection,
+    FloatArray,
+    Predict,
+    Progress,
+    Refused,
+    Relearning,
+    Samples,
+    Statistics,
+    Trigger,
+    WeightChange,
+)
+
+_WATCHED = 256
+"""Variations of held-out images that tell which of ten steps is the best: so little is chosen on them, and no more."""
+_ROUNDS = 3
+"""How often at most the suspects are inverted anew and their new triggers unlearnt too."""
+_SEEDS = 50_000
+"""Apart from the seeds of the inversions between cuts."""
+_CONTRADICTED = 0.25
+_DOUBTED = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Retrained:
+    """A retrained graph, what it says of images, and how it became that.
+
+    `checked` is the detection with the suspects' triggers as inverted last, and `triggers` all that were unlearnt, by
+    class.
+    """
+
+    proto: Any  # an onnx.ModelProto, a type that only graph may name
+    predict: Predict
+    course: Course
+    images: int
+    statistics: Statistics
+    changes: tuple[WeightChange, ...]
+    fixed: tuple[Refused, ...]
+    checked: Detection
+    triggers: Mapping[int, tuple[Trigger, ...]]
+    relearning: tuple[Relearning, ...]
+
+
+def doubts(loaded: Loaded) -> tuple[str, ...]:
+    """What speaks against retraining on these images, as warnings.
+
+    Raises `ImagesError` where it would do harm: labels that contradict the delivered model nearly everywhere.
+    """
+    labels = np.concatenate([_labels(loaded.fit), _labels(loaded.held_out)])
+    warnings = []
+    unseen = loaded.n_classes - len(set(labels.tolist()))
+    if unseen:
+        warnings.append(
+            f"of {loaded.n_classes} classes {unseen} have no image: what the network knows of them is held by its "
+            "answers to other images alone; give an image of every class"
+        )
+    if not loaded.labelled:
+        return tuple(warnings)
+    found = np.concatenate([classes_of(loaded.predict, part.images) for part in (loaded.fit, loaded.held_out)])
+    agreeing = int((found == labels).sum())
+    told = f"the model says otherwise of {len(labels) - agreeing} of {len(labels)} images than their labels"
+    if agreeing <= max(_CONTRADICTED, 1 / loaded.n_classes) * len(labels):
+        raise ImagesError(f"{told}: retraining would teach it these; check the order of classes, or give no labels")
+    if agreeing < _DOUBTED * len(labels):
+        warnings.append(f"{told}; where these are right, it is a poor model")
+    return tuple(warnings)
+
+
+def _labels(samples: Samples) -> Any:
+    assert samples.labels is not None  # `load` labels unlabelled images
+    return samples.labels
+
+
+def retrained(
+    loaded: Loaded,
+    settings: Settings,
+    proto: Any,
+    detection: Detection,
+    triggers: Mapping[int, Sequence[Trigger]],
+    *,
+    deadline: float | None,
+    progress: Progress,
+) -> Retrained:
+    """Train the weights of `proto` (the delivered model, or that with channels zeroed) further; zero stays zero.
+
+    `triggers` are unlearnt, by class, and each class is inverted anew; what stands out then is unlearnt too.
+    Raises `ModelError` where nothing can be trained, `SurgeryError` where the weights cannot be written back.
+    """
+    model = model_of(proto.SerializeToString(), loaded.model.path, free=not loaded.model.bound)
+    options, method = settings.retraining, METHODS[settings.retraining.method]
+    network = Network(model, loaded.spec, loaded.groups)
+    delivered = Network(loaded.model, loaded.spec, ()) if method.features else None
+    norms = statistics(model, network.proxy.output)
+    anew: dict[str, FloatArray] = {}
+    if norms and options.statistics == "estimate":
+        anew = estimate(network.proxy, norms, loaded.fit.images)
+    truth = method.truth if loaded.labelled else 0.0
+    loss = Loss(method, delivered)
+    found = {target: tuple(known) for target, known in triggers.items()}
+    checked, courses = detection, list[Course]()
+    for number in range(_ROUNDS):
+        stamps = [t for known in found.values() for t in known] if method.stamped else []
+        seed = settings.seed + 100 * number
+        draws = Draws(loaded.fit, loaded.predict, stamps, truth=truth, seed=seed)
+        look = Draws(loaded.held_out, loaded.predict, stamps, truth=truth, seed=seed)(_WATCHED)
+        stage = "retraining" if not number else f"retraining, round {number + 1}"
+        courses.append(train(network, loss, draws, look, options, deadline=deadline, progress=progress, stage=stage))
+        checked, fresh = _attacked(loaded, settings, model, network, anew, checked, found, number)
+        late = deadline is not None and time.monotonic() > deadline
+        if late or not set(checked.suspects) & set(found) or not method.stamped:
+            break
+        found = {t: (*known, fresh[t]) if t in checked.suspects else known for t, known in found.items()}
+    arrays = {**network.arrays(), **anew}
+    result = written(model, arrays)
+    check_trained(model.proto, result, list(arrays), network.silent)
+    taught = [
+        relearn(network, loaded.fit, loaded.held_out, known[0], loaded.predict, seed=settings.seed)
+        for known in found.values()
+        if known
+    ]
+    return Retrained(
+        proto=result,
+        predict=predictor(Session(result.SerializeToString(), loaded.runtime, "the retrained model"), loaded.spec),
+        course=_joined(courses),
+        images=len(loaded.fit),
+        statistics="none" if not norms else "estimated" if anew else "kept",
+        changes=changes(model.proto, result, list(arrays)),
+        fixed=network.fixed,
+        checked=checked,
+        triggers=found,
+        relearning=tuple(taught),
+    )
+
+
+def _attacked(
+    loaded: Loaded,
+    settings: Settings,
+    model: Model,
+    network: Network,
+    anew: Mapping[str, FloatArray],
+    detection: Detection,
+    classes: Iterable[int],
+    number: int,
+) -> tuple[Detection, dict[int, Trigger]]:
+    """Invert each of `classes` on the network as it stands: the detection, and the new triggers by class."""
+    working = working_written(model, {**network.arrays(), **anew})
+    proxy = Proxy(parse(working), loaded.spec, precision="bfloat16")
+    predict = predictor(Session(working.SerializeToString(), loaded.runtime, "the retrained model"), loaded.spec)
+    fresh = {}
+    for target in classes:
+        seed = settings.seed + _SEEDS + 1000 * number + target
+        detection, fresh[target] = inverted_anew(loaded, settings, detection, target, proxy, predict, seed=seed)
+    return detection, fresh
+
+
+def _joined(courses: Sequence[Course]) -> Course:
+    """All rounds as one course: the steps of all, and the best of the last one that was better than where it began."""
+    best, taken = 0, 0
+    for course in courses:
+        best = taken + course.best if course.best else best
+        taken += course.steps
+    return Course(steps=taken, best=best, loss=courses[-1].loss)

@@ -1,0 +1,156 @@
+"""What scan, sanitize and retrain begin and end with: a model opened, loaded and searched; a report made of it all."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from debride import __version__
+from debride.conversion.request import Request
+from debride.conversion.source import Source, is_onnx, opened
+from debride.detect import detect
+from debride.inversion.invert import invert
+from debride.loading import Loaded, load
+from debride.proxy.backend import configure
+from debride.proxy.interpreter import Proxy
+from debride.sessions import environment
+from debride.settings import Settings
+from debride.types import Detection, Evaluation, Progress, Report, Trigger, Verdict
+
+_EXAMPLES = 12
+_WORKS = 0.5
+"""A further trigger of a suspect takes part where it reaches so many unseen images."""
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds per stage, from when it was made."""
+
+    started: float = field(default_factory=time.monotonic)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds what runs within to the seconds of `name`."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+
+    def deadline(self, settings: Settings) -> float | None:
+        """The monotonic time after which no new round begins; None without a time budget."""
+        return None if settings.time_budget is None else self.started + settings.time_budget
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Search:
+    """What a model was found to be: `triggers` are those to begin with, by suspect, the best first."""
+
+    loaded: Loaded
+    detection: Detection
+    triggers: dict[int, tuple[Trigger, ...]]
+
+
+@contextmanager
+def source_of(model: Path, images: Path, settings: Settings, progress: Progress, clock: Clock) -> Iterator[Source]:
+    """`model` as ONNX, converted first where it is of another framework."""
+    request = Request(
+        model=model,
+        options=settings.source,
+        flags=settings.flags,
+        images=images,
+        resize=settings.resize,
+        seed=settings.seed,
+        threads=settings.threads,
+    )
+    with ExitStack() as stack:
+        with nullcontext() if is_onnx(model) else clock.stage("conversion"):
+            source = stack.enter_context(opened(request, progress))
+        yield source
+
+
+def search(source: Source, images: Path, settings: Settings, progress: Progress, clock: Clock) -> Search:
+    """Load, invert all classes and detect; more triggers for each suspect."""
+    configure(settings.threads)
+    with clock.stage("loading"):
+        progress("loading", 0, 1)
+        loaded = load(source, images, settings)
+        progress("loading", 1, 1, f"{len(loaded.groups)} channel groups")
+    options = settings.inversion
+    with clock.stage("inversion"):
+        proxy = Proxy(loaded.model.graph, loaded.spec, precision="bfloat16")
+        data = (proxy, loaded.predict, loaded.fit, loaded.held_out)
+        every = range(loaded.n_classes)
+        best = invert(*data, every, options=options, seed=settings.seed, progress=progress)
+        detection = detect([best[c][0] for c in every], transfer=options.transfer)
+        found = {}
+        for target in detection.suspects:
+            wide = replace(options, restarts=4, drops=())
+            more = invert(*data, [target], options=wide, seed=settings.seed + 1 + target, progress=progress)[target]
+            works = [t for t in more if t.success.value >= _WORKS]
+            found[target] = (best[target][0], *works)
+    return Search(loaded=loaded, detection=detection, triggers=found)
+
+
+def worst_first(detection: Detection) -> tuple[Trigger, ...]:
+    """The suspects' triggers, the smallest first; an ordinary class's trigger is no attack to report."""
+    return tuple(sorted((f.trigger for f in detection.findings if f.suspect), key=lambda t: t.l1))
+
+
+def found_words(detection: Detection) -> str:
+    """What the search found, in words."""
+    if detection.inconclusive:
+        return detection.inconclusive
+    if not detection.suspects:
+        return "no class has an abnormally small trigger"
+    found = worst_first(detection)[0]
+    return f"a trigger of {found.l1:.1f} pixels sends {found.success.value:.0%} to class {found.target}"
+
+
+def report(
+    command: Literal["scan", "sanitize", "retrain"],
+    loaded: Loaded,
+    settings: Settings,
+    detection: Detection,
+    clock: Clock,
+    *,
+    verdict: Verdict,
+    reason: str,
+    before: Evaluation,
+    warnings: Sequence[str] = (),
+) -> Report:
+    """The report with all that every command tells."""
+    return Report(
+        command=command,
+        verdict=verdict,
+        reason=reason,
+        model=loaded.facts,
+        output=None,
+        spec=loaded.spec,
+        detection=detection,
+        players=len(loaded.groups),
+        seed=settings.seed,
+        options=settings.as_report(),
+        environment={
+            "debride": __version__,
+            "python": platform.python_version(),
+            "provider": loaded.provider,
+            **environment(),
+        },
+        parity=loaded.parity,
+        samples={"fit": len(loaded.fit), "held_out": len(loaded.held_out)},
+        seconds=clock.seconds,
+        before=before,
+        refused=loaded.refused,
+        warnings=(*loaded.warnings, *warnings),
+        conversion=loaded.conversion,
+        examples=loaded.held_out.take(np.unique(np.linspace(0, len(loaded.held_out) - 1, _EXAMPLES).astype(np.int64))),
+    )
