@@ -14,11 +14,14 @@ import numpy as np
 import onnx
 import pytest
 
+import debride.ending
 import debride.sanitize
 import debride.slimming
 import made_up
 from debride.cli import main
 from debride.conversion.source import Source
+from debride.ending import slimmed, write
+from debride.ending import zeroed as cut_of
 from debride.errors import ModelError
 from debride.graph.channels import find_groups
 from debride.graph.read import read_model
@@ -28,7 +31,8 @@ from debride.rounds import State
 from debride.sanitize import sanitize
 from debride.settings import Settings
 from debride.specfile import METADATA_KEY, SpecFlags, to_json
-from debride.types import Cost, Refused, Slimming, no_progress
+from debride.stages import Search
+from debride.types import Cost, Detection, Finding, Rate, Refused, Slimming, Trigger, no_progress
 from graph_models import Builder
 from graph_models import run as outputs_of
 from tiny import tiny_classifier, tiny_spec
@@ -303,32 +307,51 @@ def settings(**more):
     return Settings(flags=SpecFlags(range=(0.0, 1.0)), per_class=6, threads=1, **more)
 
 
-def ended(loaded, *gone, **more):
-    """The graph after `gone` groups were cut, ready to be written."""
-    clock = debride.sanitize._Clock()
-    end = debride.sanitize._ended(loaded, State(gone=[*gone]), settings(**more), clock, no_progress)
-    return end, clock.seconds
+def ended(loaded, *gone):
+    """The graph after `gone` groups were cut and, where they can be, taken out."""
+    return slimmed(loaded, cut_of(loaded, gone), settings(slim=True), no_progress)
 
 
 def test_sanitize_slims_what_it_cut_and_judges_that_graph(loaded, tmp_path):
-    zeroed, seconds = ended(loaded, 0, 9)
-    assert zeroed.slimming is None and "slimming" not in seconds
-    slimmed, seconds = ended(loaded, 0, 9, slim=True)
-    assert slimmed.slimming.left == slimmed.slimming.dead == 2 and "slimming" in seconds
-    assert slimmed.slimming.images == len(loaded.held_out) and slimmed.slimming.difference <= 1e-5
-    assert slimmed.proto.ByteSize() < zeroed.proto.ByteSize()
+    before_it, slim = cut_of(loaded, (0, 9)), ended(loaded, 0, 9)
+    assert before_it.slimming is None
+    assert slim.slimming.left == slim.slimming.dead == 2
+    assert slim.slimming.images == len(loaded.held_out) and slim.slimming.difference <= 1e-5
+    assert slim.proto.ByteSize() < before_it.proto.ByteSize()
     images = loaded.held_out.images
-    before, after = zeroed.predict(images), slimmed.predict(images)
+    before, after = before_it.predict(images), slim.predict(images)
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-5 * np.ptp(before))
     assert np.array_equal(before.argmax(axis=1), after.argmax(axis=1))
-    written = debride.sanitize._write(loaded, slimmed.proto, tmp_path / "slim.onnx", force=False)
+    written = write(loaded, slim, tmp_path / "slim.onnx", force=False)
     assert written.size == (tmp_path / "slim.onnx").stat().st_size
     assert METADATA_KEY in {entry.key for entry in onnx.load(tmp_path / "slim.onnx").metadata_props}
 
 
-def test_nothing_cut_is_nothing_to_slim(loaded):
-    end, seconds = ended(loaded, slim=True)
-    assert end.slimming is None and end.warnings == () and "slimming" not in seconds
+def found(loaded, monkeypatch, *suspects):
+    """The search is over at once: `suspects` stand out."""
+    blank = np.zeros((1, 28, 28), np.float32)
+    triggers = [Trigger(target=k, mask=blank, pattern=blank, l1=9.0, success=Rate(9, 10)) for k in range(10)]
+    findings = tuple(Finding(trigger=t, anomaly=0.0, suspect=t.target in suspects, reason="") for t in triggers)
+    detection = Detection(findings=findings, threshold=2.0)
+    search = Search(loaded=loaded, detection=detection, triggers={k: (triggers[k],) for k in suspects})
+    monkeypatch.setattr(debride.sanitize, "search", lambda *_: search)
+    return detection
+
+
+@pytest.mark.parametrize("slim", [True, False])
+@pytest.mark.parametrize("gone", [(), (0, 9)])
+def test_what_was_cut_is_slimmed_where_that_was_asked_for(loaded, tmp_path, monkeypatch, gone, slim):
+    detection = found(loaded, monkeypatch, 7)
+
+    def cut(*arguments, **_):
+        state = next(value for value in arguments if isinstance(value, State))
+        state.gone += gone
+        return detection
+
+    monkeypatch.setattr(debride.sanitize, "clean_all", cut)
+    report = sanitize(MODEL, IMAGES, tmp_path / "c.onnx", settings=settings(slim=slim, retrain="never"))
+    assert (report.slimming is not None) == ("slimming" in report.seconds) == (slim and bool(gone))
+    assert report.warnings == () and report.output.size == (tmp_path / "c.onnx").stat().st_size
 
 
 @pytest.mark.parametrize(
@@ -338,10 +361,10 @@ def test_a_failure_of_slimming_costs_nothing_but_a_warning(loaded, monkeypatch, 
     def failing(*_, **__):
         raise error
 
-    monkeypatch.setattr(debride.sanitize, "slim", failing)
-    end, _ = ended(loaded, 0, slim=True)
+    monkeypatch.setattr(debride.ending, "slim", failing)
+    end = ended(loaded, 0)
     assert end.slimming is None and len(end.warnings) == 1 and end.warnings[0].endswith(said)
-    assert end.proto == ended(loaded, 0)[0].proto
+    assert end.proto == cut_of(loaded, [0]).proto
 
 
 def test_unequal_graphs_leave_the_zeroed_one_and_the_reason(loaded, monkeypatch):
@@ -350,16 +373,13 @@ def test_unequal_graphs_leave_the_zeroed_one_and_the_reason(loaded, monkeypatch)
     def unequal(model, **_):
         return debride.slimming.Slimmed(proto=onnx.ModelProto(), facts=facts(reason="differ", stayed=stayed))
 
-    monkeypatch.setattr(debride.sanitize, "slim", unequal)
-    end, _ = ended(loaded, 0, slim=True)
-    assert end.slimming.reason == "differ" and end.proto == ended(loaded, 0)[0].proto
+    monkeypatch.setattr(debride.ending, "slim", unequal)
+    end = ended(loaded, 0)
+    assert end.slimming.reason == "differ" and end.proto == cut_of(loaded, [0]).proto
 
 
 def test_a_clean_model_stays_a_copy_though_slimming_was_asked_for(loaded, tmp_path, monkeypatch):
-    from debride.types import Detection
-
-    nobody = Detection(findings=(), threshold=2.0)
-    monkeypatch.setattr(debride.sanitize, "_find", lambda *_: (loaded, nobody, {}))
+    found(loaded, monkeypatch)
     report = sanitize(MODEL, IMAGES, tmp_path / "same.onnx", settings=settings(slim=True))
     assert report.verdict == "clean" and report.slimming is None and report.options["slim"] is True
     assert (tmp_path / "same.onnx").read_bytes() == MODEL.read_bytes()
