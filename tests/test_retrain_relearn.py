@@ -1,0 +1,153 @@
+"""The relearning test: what it teaches, to what it tries it, and that the network is left as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from debride.retrain import relearn as relearning
+from debride.retrain.draws import Batch, Draws
+from debride.retrain.loss import Loss
+from debride.retrain.options import Method
+from debride.retrain.relearn import POISONED, STEPS, relearn, unplanted
+from debride.retrain.train import train
+from debride.triggers import stamp
+from graph_models import Builder
+from retraining_parts import QUICK, made, same, samples, says, trigger
+from trainable_models import dense, net, plain
+
+FIT, HELD_OUT = samples(60, seed=1), samples(45, seed=2)
+
+
+def taught(network, target=1, seed=0, fit=FIT, held_out=HELD_OUT):
+    return relearn(network, fit, held_out, trigger(target), says, seed=seed)
+
+
+def able(proto=None):
+    """A network that knows its classes, and no trigger."""
+    network = made(proto or dense())
+    known = Draws(FIT, says, [], truth=1.0, seed=0)
+    train(network, Loss(Method()), known, known(64), replace(QUICK, steps=100))
+    return network
+
+
+def test_the_network_is_left_as_it_was():
+    network = able()
+    before, constants = network.snapshot(), {k: t.detach().clone() for k, t in network.proxy.tensors.items()}
+    taught(network)
+    assert same(before, network.snapshot())
+    assert all(torch.equal(constants[name], tensor) for name, tensor in network.proxy.tensors.items())
+
+
+def test_the_network_is_left_as_it_was_where_teaching_fails(monkeypatch):
+    network = able()
+    before = network.snapshot()
+
+    class StoppedError(Exception):
+        pass
+
+    def fails(network, batch, stamped, target):
+        network.load({name: values + 1 for name, values in before.items()})
+        raise StoppedError
+
+    monkeypatch.setattr(relearning, "_taught", fails)
+    with pytest.raises(StoppedError):
+        taught(network)
+    assert same(before, network.snapshot())
+
+
+def test_what_is_told():
+    found = taught(able())
+    assert (found.target, found.images, found.steps) == (1, POISONED, STEPS)
+    assert len(found.planted) == len(found.fresh) == len(STEPS) and STEPS[0] == 0
+    # Held-out images of other classes: 30 of 45.
+    assert {rate.n for rate in (*found.planted, *found.fresh)} == {30}
+
+
+def test_step_0_is_the_network_as_it_stands():
+    network = able()
+    found = taught(network)
+    others = HELD_OUT.images[HELD_OUT.labels != 1]
+    for told, tried in ((found.planted, trigger()), (found.fresh, unplanted(trigger(), 0))):
+        with torch.no_grad():
+            hits = network.logits(torch.from_numpy(stamp(others, tried))).argmax(1) == 1
+        assert told[0].hits == int(hits.sum())
+
+
+def test_a_trigger_that_a_network_never_saw_is_learnt_like_one_that_nobody_planted(monkeypatch):
+    monkeypatch.setattr(relearning, "RATE", 0.01)
+    monkeypatch.setattr(relearning, "STEPS", (0, 1, 4, 200))
+    found = taught(able())
+    for rates in (found.planted, found.fresh):
+        assert rates[0].value < 0.2 and rates[-1].value > 0.9
+
+
+def wide():
+    """Room for 32 neurons, so that a trigger and another like it can be told apart."""
+    b = Builder()
+    hidden = b.op("Relu", b.op("Gemm", b.op("Flatten", "x"), b.weight(192, 32), b.weight(32)))
+    b.op("Gemm", hidden, b.weight(32, 3), b.weight(3))
+    return net(b)
+
+
+def test_a_backdoor_that_is_there_needs_no_step():
+    network = made(wide())
+    rows = np.flatnonzero(FIT.labels != 1)
+    truth = np.eye(3, dtype=np.float32)[FIT.labels]
+    poison = Batch(
+        clean=np.concatenate([FIT.images, stamp(FIT.images, unplanted(trigger(), 0))]),
+        wanted=np.concatenate([truth, truth]),
+        stamped=stamp(FIT.images[rows], trigger()),
+        rows=rows,
+        wanted_stamped=np.tile(np.float32([0, 1, 0]), (len(rows), 1)),
+        foreign=np.zeros((2 * len(FIT), 3), np.bool_),
+    )
+    train(network, Loss(Method(stamped=1.0)), lambda _: poison, poison, replace(QUICK, steps=300))
+    found = taught(network)
+    assert found.planted[0].value > 0.9 and found.fresh[0].value < 0.1
+
+
+def test_the_trigger_is_taught_opaque(monkeypatch):
+    seen = []
+
+    def watch(network, batch, stamped, target):
+        seen.append((batch, stamped, target))
+        return ()
+
+    monkeypatch.setattr(relearning, "_taught", watch)
+    faint = replace(trigger(), mask=trigger().mask * np.float32(0.3), l1=2.7)
+    relearn(made(plain()), FIT, HELD_OUT, faint, says, seed=0)
+    (batch, tried, target), (other, _, _) = seen
+    assert target == 1
+    np.testing.assert_array_equal(tried[:, :, :3, :3], 1)  # five times 0.3 is opaque
+    np.testing.assert_array_equal(batch.stamped[:, :, :3, :3], 1)
+    np.testing.assert_array_equal(batch.stamped[:, :, 3:], batch.clean[:, :, 3:])
+    assert (batch.wanted_stamped == np.float32([0, 1, 0])).all() and not batch.foreign.any()
+    assert (says(batch.clean).argmax(axis=1) != 1).all() and len(batch.clean) == POISONED
+    np.testing.assert_allclose(batch.wanted.sum(axis=1), 1, atol=1e-6)
+    # The one that nobody planted: on the same images, as large, in the opposite corner, of dots.
+    np.testing.assert_array_equal(other.clean, batch.clean)
+    np.testing.assert_array_equal(other.stamped[:, :, :3, :3], other.clean[:, :, :3, :3])
+    assert set(np.unique(other.stamped[:, :, 5:, 5:])) == {0, 1}
+
+
+def test_images_of_the_target_alone_are_poisoned_themselves():
+    alone = FIT.take(np.flatnonzero(FIT.labels == 1))
+    found = taught(made(plain()), fit=alone, held_out=alone)
+    assert found.images == len(alone) == found.planted[0].n
+
+
+def test_with_fewer_images_all_are_poisoned():
+    few = FIT.take(np.arange(6))
+    assert taught(made(plain()), fit=few).images == 4
+
+
+def test_the_seed_decides():
+    network = able()
+    assert taught(network) == taught(network)
+    one, other = (unplanted(trigger(), seed) for seed in (0, 1))
+    assert not np.array_equal(one.pattern, other.pattern) and np.array_equal(one.mask, other.mask)
+    assert one.l1 == trigger().l1
