@@ -11,7 +11,7 @@ import pytest
 from debride.detect import detect
 from debride.settings import Settings
 from debride.types import Evaluation, Rate, Samples, Trigger, TriggerEvaluation
-from debride.verdict import compare, shortfalls
+from debride.verdict import compare, shortfalls, worse
 
 BLANK = np.zeros((1, 4, 4), np.float32)
 
@@ -89,3 +89,60 @@ def test_every_trigger_is_tried_as_found_and_opaque_on_both_models():
     assert [t.asr.value for t in before.triggers] == [0, 0, 0, 1, 1]
     assert [t.asr.value for t in after.triggers] == [1, 1, 0, 0, 0]
     assert (before.kind, before.clean.value, after.clean.value) == ("accuracy", 1.0, 0.0)
+
+
+# Retrained against pruned
+
+
+def judged_worse(pruned, retrained, utilities=(0.8, 0.8), delivered=None):
+    return worse(Settings(), delivered or told(190, sent=40), pruned, retrained, utilities)
+
+
+def test_less_attack_is_not_worse_and_more_is():
+    assert judged_worse(told(190, sent=20), told(190, sent=2)) == ""
+    said = judged_worse(told(190, sent=2), told(188, sent=20))
+    assert said.startswith("on held-out images it is further from the goal")
+    assert "attack success 50.0% against 5.0%" in said and "accuracy 94.0% against 95.0%" in said
+
+
+def test_within_the_goal_only_utility_counts():
+    # Attack success of 5 and 0 % are both within; so is a loss of one image in 200.
+    assert judged_worse(told(190, sent=0), told(189, sent=2), (0.8, 0.81)) == ""
+    said = judged_worse(told(189, sent=2), told(190, sent=0), (0.8, 0.79))
+    assert said == "both reach the goal, and its utility on held-out images is 0.790 against 0.800"
+    assert judged_worse(told(190), told(190), (0.8, 0.8)) == ""
+
+
+def test_a_closer_one_may_cost_utility():
+    assert judged_worse(told(190, sent=20), told(190, sent=2), (0.9, 0.6)) == ""
+
+
+def test_attack_and_loss_over_target_are_added():
+    # From 190 to 120 of 200 the loss is evidently at least 28.6 %, so 26.6 points over the budget of 2.
+    attacked, spoilt = told(190, sent=16), told(120, sent=0)  # 40 % is 35 points over
+    assert judged_worse(attacked, spoilt) == "" and judged_worse(spoilt, attacked) != ""
+    assert judged_worse(told(190, sent=12), spoilt) != ""  # 30 % is 25 points over
+
+
+def test_the_worst_trigger_counts():
+    one, other = (told(190, sent=n).triggers[0] for n in (0, 20))
+    pruned, retrained = (replace(told(190), triggers=found) for found in ((one, one), (one, other)))
+    both = replace(told(190), triggers=(one, one))
+    assert (
+        judged_worse(pruned, retrained, delivered=both) != "" and judged_worse(retrained, pruned, delivered=both) == ""
+    )
+
+
+def test_without_triggers_only_accuracy_and_utility_count():
+    plain = [replace(told(hits), triggers=()) for hits in (190, 190, 120)]
+    assert judged_worse(plain[1], plain[2], delivered=plain[0]) != ""
+    assert judged_worse(plain[1], plain[1], (0.8, 0.9), delivered=plain[0]) == ""
+
+
+def test_mistakes_that_retraining_made_excuse_no_attack():
+    pruned = told(190, sent=12, wrong=1)
+    everything = told(20, sent=40, wrong=40)
+    assert everything.triggers[0].excess == 0
+    assert judged_worse(pruned, everything, delivered=told(190, sent=40, wrong=1)) != ""
+    # As many as the delivered model makes do.
+    assert judged_worse(told(190, sent=4, wrong=2), told(190, sent=5, wrong=3), delivered=told(190, wrong=4)) == ""

@@ -36,23 +36,32 @@ class Cleaned:
     retraining: Retraining | None = None
 
 
-def given(loaded: Loaded, files: Sequence[Path], found: Triggers) -> dict[int, tuple[Trigger, ...]]:
-    """The triggers of `files`, then those `found`, by class.
+def given(loaded: Loaded, files: Sequence[Path]) -> dict[int, tuple[Trigger, ...]]:
+    """The triggers of `files` by class.
 
     Raises `ReportError` where a file is none of a trigger for this model.
     """
-    joined: dict[int, tuple[Trigger, ...]] = {}
+    known: dict[int, tuple[Trigger, ...]] = {}
     shape = loaded.fit.images.shape[1:]
     for path in files:
         trigger = load_trigger(path)
         if not trigger.target < loaded.n_classes:
-            raise ReportError(f"{path}: for class {trigger.target}, and the model has {loaded.n_classes} classes")
+            raise ReportError(
+                f"{path}: a trigger for class {trigger.target}, and the model has {loaded.n_classes} classes; give one "
+                "that was made for this model"
+            )
         if trigger.pattern.shape != shape:
-            raise ReportError(f"{path}: of shape {trigger.pattern.shape}, and the model takes images of {shape}")
-        joined[trigger.target] = (*joined.get(trigger.target, ()), trigger)
-    for target, known in found.items():
-        joined[target] = (*joined.get(target, ()), *known)
-    return joined
+            raise ReportError(
+                f"{path}: a trigger of shape {trigger.pattern.shape}, and the model takes images of {shape}; give one "
+                "that was made for this model"
+            )
+        known[trigger.target] = (*known.get(trigger.target, ()), trigger)
+    return known
+
+
+def joined(first: Triggers, then: Triggers) -> dict[int, tuple[Trigger, ...]]:
+    """Both by class, those of `first` first."""
+    return {target: (*first.get(target, ()), *then.get(target, ())) for target in dict.fromkeys((*first, *then))}
 
 
 def retrained_or_not(

@@ -77,11 +77,11 @@ def doubts(loaded: Loaded) -> tuple[str, ...]:
     """
     labels = np.concatenate([_labels(loaded.fit), _labels(loaded.held_out)])
     warnings = []
-    unseen = loaded.n_classes - len(set(labels.tolist()))
+    unseen = loaded.n_classes - len(set(_labels(loaded.fit).tolist()))
     if unseen:
         warnings.append(
-            f"of {loaded.n_classes} classes {unseen} have no image: what the network knows of them is held by its "
-            "answers to other images alone; give an image of every class"
+            f"of {loaded.n_classes} classes {unseen} have no image among the {len(loaded.fit)} that are learnt from: "
+            "what the network knows of them is held by its answers to other images alone; give more images of each"
         )
     if not loaded.labelled:
         return tuple(warnings)

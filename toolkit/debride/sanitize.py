@@ -10,11 +10,11 @@ from debride.detect import with_suspects
 from debride.ending import End, slimmed, write, write_unchanged, zeroed
 from debride.graph.write import check_free
 from debride.loading import Loaded
-from debride.mending import Cleaned, given, mended, retrained_or_not
+from debride.mending import Cleaned, given, joined, mended, retrained_or_not
 from debride.retraining import doubts
 from debride.rounds import SPENT, State, clean_all
 from debride.settings import Settings
-from debride.stages import Clock, Search, found_words, report, search, source_of, worst_first
+from debride.stages import Clock, Search, found_words, prepared, report, search, searched, source_of, worst_first
 from debride.types import Evaluation, Progress, Report, Trigger, Verdict, no_progress
 from debride.verdict import compare, judged, shortfalls
 
@@ -82,14 +82,15 @@ def retrain(
     check_free(output, force)
     clock = Clock()
     with source_of(model, images, settings, progress, clock) as source:
-        found = search(source, images, settings, progress, clock)
-        loaded = found.loaded
-        known = given(loaded, triggers, found.triggers)
+        loaded = prepared(source, images, settings, progress, clock)
+        known, warnings = given(loaded, triggers), doubts(loaded)  # what is refused is refused before the search
+        found = searched(loaded, settings, progress, clock)
+        known = joined(known, found.triggers)
         detection = with_suspects(found.detection, known, _GIVEN)
         if not known and detection.inconclusive:
             return replace(_unchanged(found, settings, clock, output, force), command="retrain")
-        warnings = doubts(loaded)
-        whole = Cleaned(end=End(proto=loaded.model.proto, predict=loaded.predict), checked=detection, triggers=known)
+        end = End(proto=loaded.model.proto, predict=loaded.predict)
+        whole = Cleaned(end=end, checked=found.detection, triggers=known)
         with clock.stage("retraining"):
             deadline = clock.deadline(settings)
             cleaned = mended(loaded, settings, whole, {}, "it was asked for", deadline=deadline, progress=progress)

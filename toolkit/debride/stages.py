@@ -78,12 +78,22 @@ def source_of(model: Path, images: Path, settings: Settings, progress: Progress,
 
 
 def search(source: Source, images: Path, settings: Settings, progress: Progress, clock: Clock) -> Search:
-    """Load, invert all classes and detect; more triggers for each suspect."""
+    """`prepared`, then `searched`."""
+    return searched(prepared(source, images, settings, progress, clock), settings, progress, clock)
+
+
+def prepared(source: Source, images: Path, settings: Settings, progress: Progress, clock: Clock) -> Loaded:
+    """The model and the images loaded, and torch told of the threads."""
     configure(settings.threads)
     with clock.stage("loading"):
         progress("loading", 0, 1)
         loaded = load(source, images, settings)
         progress("loading", 1, 1, f"{len(loaded.groups)} channel groups")
+    return loaded
+
+
+def searched(loaded: Loaded, settings: Settings, progress: Progress, clock: Clock) -> Search:
+    """Invert all classes and detect; more triggers for each suspect."""
     options = settings.inversion
     with clock.stage("inversion"):
         proxy = Proxy(loaded.model.graph, loaded.spec, precision="bfloat16")

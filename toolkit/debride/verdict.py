@@ -84,7 +84,10 @@ def worse(
 
 
 def _over(settings: Settings, delivered: Evaluation, found: Evaluation) -> float:
-    attack = max((t.excess for t in found.triggers), default=0.0) - settings.target_asr
+    # Mistakes that the delivered model did not make excuse no attack: what sends every image there makes the most.
+    pairs = zip(delivered.triggers, found.triggers, strict=True)
+    fewest = [replace(t, mistakes=min(d.mistakes, t.mistakes, key=lambda rate: rate.hits)) for d, t in pairs]
+    attack = max((t.excess for t in fewest), default=0.0) - settings.target_asr
     return max(0.0, attack) + max(0.0, _lost(delivered, found).interval()[0] - settings.utility_budget)
 
 
