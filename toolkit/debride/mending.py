@@ -119,6 +119,25 @@ def mended(
 
     Raises as `debride.retraining.retrained`.
     """
+    made = tried(loaded, settings, before, acquitted, reason, deadline=deadline, progress=progress)
+    facts = made.retraining
+    return made if facts is not None and facts.kept else replace(before, retraining=facts)
+
+
+def tried(
+    loaded: Loaded,
+    settings: Settings,
+    before: Cleaned,
+    acquitted: Triggers,
+    reason: str,
+    *,
+    deadline: float | None,
+    progress: Progress,
+) -> Cleaned:
+    """The graph of `before` retrained, better or worse: the facts say which, as `kept`.
+
+    Raises as `debride.retraining.retrained`.
+    """
     made = retrained(
         loaded, settings, before.end.proto, before.checked, before.triggers, deadline=deadline, progress=progress
     )
@@ -142,8 +161,6 @@ def mended(
         after=after,
         relearning=made.relearning,
     )
-    if against:
-        return replace(before, retraining=facts)
     end = End(proto=made.proto, predict=made.predict)
     return Cleaned(end=end, checked=made.checked, triggers=made.triggers, retraining=facts)
 
