@@ -45,6 +45,8 @@ MODEL, IMAGES, TRIGGER = SAMPLES / "fashion-backdoored.onnx", SAMPLES / "images"
 TROUSER = IMAGES / "1-trouser" / "0002.png"
 EVALUATE = ("evaluate", MODEL, "--images", IMAGES, "--threads", "1", "--range", "0,1")
 COMMAND = [sys.executable, "-c", "from debride.cli import main; main()"]
+WRITING = ("sanitize", "retrain")
+"""The commands that search a model and write another one."""
 
 
 def environment(**more):
@@ -128,16 +130,20 @@ def stages(monkeypatch):
             raise module.failure
         return report(module.verdict, "scan")
 
-    def sanitize(model, images, output, *, settings, force, progress):
+    def sanitize(model, images, output, *, settings, force, progress, command="sanitize"):
         module.calls.append((model, images, output, settings, force))
         if module.failure is not None:
             raise module.failure
         output.write_bytes(b"cleaned")
         if module.verdict == "interrupted":
             raise KeyboardInterrupt
-        return report(module.verdict)
+        return report(module.verdict, command)
 
-    module.scan, module.sanitize = scan, sanitize
+    def retrain(model, images, output, *, settings, triggers, force, progress):
+        module.triggers = triggers
+        return sanitize(model, images, output, settings=settings, force=force, progress=progress, command="retrain")
+
+    module.scan, module.sanitize, module.retrain = scan, sanitize, retrain
     monkeypatch.setitem(sys.modules, "debride.sanitize", module)
     return module
 
@@ -145,7 +151,7 @@ def stages(monkeypatch):
 # Help, version, usage
 
 
-@pytest.mark.parametrize("command", ["scan", "sanitize", "slim", "export", "evaluate", "predict"])
+@pytest.mark.parametrize("command", ["scan", "sanitize", "retrain", "slim", "export", "evaluate", "predict"])
 def test_help_fits_80_columns_and_tells_exit_codes_and_examples(command):
     code, out, _ = ended(command, "--help", COLUMNS="80")
     assert code == 0
@@ -155,10 +161,12 @@ def test_help_fits_80_columns_and_tells_exit_codes_and_examples(command):
     assert "--layout" in out and "--input-name" in out and "--threads" in out
 
 
-def test_help_names_every_flag_of_sanitize():
-    out = ended("sanitize", "--help", COLUMNS="80")[1]
+@pytest.mark.parametrize(("command", "own"), [("sanitize", "retrain slim align"), ("retrain", "trigger")])
+def test_help_names_every_flag(command, own):
+    out = ended(command, "--help", COLUMNS="80")[1]
     flags = "images per-class layout range mean std channels input-name output-name resize seed threads provider"
-    flags += " utility-budget group-budget target-asr time-budget output report slim align force quiet format debug"
+    flags += " utility-budget group-budget target-asr time-budget output report force quiet format debug"
+    flags += f" retrain-method retrain-steps batch-norm {own}"
     assert [flag for flag in flags.split() if not re.search(rf"--{flag}\b", out)] == []
 
 
@@ -202,13 +210,30 @@ def test_a_malformed_convention_names_the_flag_and_the_mend(run, stages, flag, v
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [("--target-asr", "1.5"), ("--utility-budget", "-1"), ("--per-class", "0"), ("--time-budget", "0")],
+    [
+        *(("--target-asr", "1.5"), ("--utility-budget", "-1"), ("--per-class", "0"), ("--time-budget", "0")),
+        *(("--retrain-steps", steps) for steps in ("0", "-1", "100001", "many")),
+        *(("--retrain-method", "magic"), ("--batch-norm", "drop")),
+    ],
 )
-def test_budgets_out_of_range_are_usage_errors(run, stages, tmp_path, flag, value):
-    code, _, err = run(
-        "sanitize", MODEL, "--images", IMAGES, "-o", tmp_path / "c.onnx", "--report", tmp_path / "r", flag, value
+@pytest.mark.parametrize("command", WRITING)
+def test_options_out_of_range_are_usage_errors(run, stages, tmp_path, command, flag, value):
+    code, out, err = run(
+        command, MODEL, "--images", IMAGES, "-o", tmp_path / "c.onnx", "--report", tmp_path / "r", flag, value
     )
-    assert code == 2 and flag in err and stages.calls == []
+    assert (code, out, stages.calls) == (2, "", []) and flag in re.sub(r"\x1b\[[0-9;]*m", "", err)
+
+
+def test_when_to_retrain_is_auto_never_or_always(run, stages, tmp_path):
+    goals = ("-o", tmp_path / "c.onnx", "--report", tmp_path / "r")
+    assert run("sanitize", MODEL, "--images", IMAGES, *goals, "--retrain", "sometimes")[0] == 2
+    # What it learns from is no business of a scan, and `retrain` has no choice.
+    assert run("scan", MODEL, "--images", IMAGES, "--retrain-steps", "5")[0] == 2
+    assert run("retrain", MODEL, "--images", IMAGES, *goals, "--retrain", "never")[0] == 2
+    assert stages.calls == []
+    for choice in ("auto", "never", "always"):
+        assert run("sanitize", MODEL, "--images", IMAGES, *goals, "--force", "--retrain", choice)[0] == 0
+    assert [call[3].retrain for call in stages.calls] == ["auto", "never", "always"]
 
 
 # scan and sanitize: wiring
@@ -231,11 +256,40 @@ def test_flags_reach_the_stages(run, stages, tmp_path):
     assert budgets == (0.1, 0.2, 0.3, 60.0)
 
 
-def test_without_flags_nothing_is_stated_and_budgets_are_those_of_settings(run, stages):
+@pytest.mark.parametrize("command", WRITING)
+def test_how_to_retrain_reaches_the_stages(run, stages, tmp_path, command):
+    flags = "--retrain-method ft-sam --retrain-steps 17 --batch-norm estimate --seed 3 --threads 1 --target-asr 0.2"
+    goals = ("-o", tmp_path / "c.onnx", "--report", tmp_path / "r")
+    assert run(command, MODEL, "--images", IMAGES, *flags.split(), *goals)[0] == 0
+    settings = stages.calls[0][3]
+    retraining = settings.retraining
+    assert (retraining.method, retraining.steps, retraining.statistics) == ("ft-sam", 17, "estimate")
+    assert (settings.seed, settings.threads, settings.target_asr) == (3, 1, 0.2)
+
+
+def test_triggers_and_force_reach_retrain_and_the_report_is_its_own(run, stages, tmp_path):
+    output = tmp_path / "c.onnx"
+    output.write_text("old")
+    triggers = ("--trigger", TRIGGER, "--trigger", tmp_path / "b.npz")
+    call = ("retrain", MODEL, "--images", IMAGES, *triggers, "-o", output, "--force", "--format", "json")
+    code, out, _ = run(*call)
+    assert code == 0 and json.loads(out)["command"] == "retrain"
+    assert stages.triggers == (TRIGGER, tmp_path / "b.npz")
+    assert stages.calls[0][:3] == (MODEL, IMAGES, output) and stages.calls[0][4] is True
+    # Without --report only the model is written.
+    assert [path.name for path in tmp_path.iterdir()] == ["c.onnx"]
+
+
+def test_without_flags_nothing_is_stated_and_budgets_are_those_of_settings(run, stages, tmp_path):
     from debride.settings import Settings
 
     run("scan", MODEL, "--images", IMAGES)
     assert stages.calls[0][2] == Settings()
+    for command in WRITING:
+        goals = ("-o", tmp_path / "c.onnx", "--report", tmp_path / "r", "--force")
+        assert run(command, MODEL, "--images", IMAGES, *goals)[0] == 0
+        assert stages.calls[-1][3] == Settings()
+    assert stages.triggers == ()
 
 
 @pytest.mark.parametrize(("verdict", "code"), [("clean", 0), ("backdoored", 1), ("inconclusive", 3), ("unheard of", 3)])
@@ -251,10 +305,11 @@ def test_scan_ends_with_the_verdicts_code(run, stages, verdict, code):
 @pytest.mark.parametrize(
     ("verdict", "code"), [("clean", 0), ("sanitized", 0), ("not sanitized", 1), ("inconclusive", 3)]
 )
-def test_sanitize_ends_with_the_verdicts_code_and_writes_the_report(run, stages, tmp_path, verdict, code):
+@pytest.mark.parametrize("command", WRITING)
+def test_it_ends_with_the_verdicts_code_and_writes_the_report(run, stages, tmp_path, command, verdict, code):
     stages.verdict = verdict
     folder = tmp_path / "r"
-    found, out, _ = run("sanitize", MODEL, "--images", IMAGES, "-o", tmp_path / "c.onnx", "--report", folder)
+    found, out, _ = run(command, MODEL, "--images", IMAGES, "-o", tmp_path / "c.onnx", "--report", folder)
     assert found == code and out.startswith(verdict.upper()) and "report.json" in out
     assert json.loads((folder / "report.json").read_text())["verdict"] == verdict
 
@@ -284,7 +339,7 @@ def test_the_model_and_the_report_may_share_a_folder(run, stages, tmp_path):
     assert {"c.onnx", "report.json"} <= {path.name for path in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize("command", ["scan", "sanitize"])
+@pytest.mark.parametrize("command", ["scan", *WRITING])
 def test_nothing_runs_where_output_or_report_exist_unless_forced(run, stages, tmp_path, command):
     taken, folder = tmp_path / "taken", tmp_path / "r"
     taken.write_text("mine")
@@ -299,15 +354,30 @@ def test_nothing_runs_where_output_or_report_exist_unless_forced(run, stages, tm
     assert taken.read_text() != "mine" and (folder / "theirs.txt").read_text() == "mine"
 
 
-def test_the_model_itself_is_never_the_output(run, stages, tmp_path):
+@pytest.mark.parametrize("command", WRITING)
+def test_the_model_itself_is_never_the_output(run, stages, tmp_path, command):
     model = tmp_path / "m.onnx"
     model.write_bytes(b"precious")
-    code, _, err = run("sanitize", model, "--images", IMAGES, "-o", model, "--report", tmp_path / "r", "--force")
+    code, _, err = run(command, model, "--images", IMAGES, "-o", model, "--report", tmp_path / "r", "--force")
     assert code == 2 and "the model itself" in err and model.read_bytes() == b"precious"
 
 
-def test_an_output_in_a_folder_that_is_not_there_is_refused_before_the_run(run, stages, tmp_path):
-    call = ("sanitize", MODEL, "--images", IMAGES, "--report", tmp_path / "r", "-o")
+@pytest.mark.parametrize("command", WRITING)
+def test_the_model_and_the_report_are_two_things(run, stages, tmp_path, command):
+    same = tmp_path / "c"
+    code, _, err = run(command, MODEL, "--images", IMAGES, "-o", same, "--report", same)
+    assert code == 2 and "--output and --report are the same" in err and stages.calls == []
+
+
+@pytest.mark.parametrize("command", WRITING)
+def test_without_an_output_nothing_runs(run, stages, tmp_path, command):
+    code, _, err = run(command, MODEL, "--images", IMAGES, "--report", tmp_path / "r")
+    assert code == 2 and "--output" in re.sub(r"\x1b\[[0-9;]*m", "", err) and stages.calls == []
+
+
+@pytest.mark.parametrize("command", WRITING)
+def test_an_output_in_a_folder_that_is_not_there_is_refused_before_the_run(run, stages, tmp_path, command):
+    call = (command, MODEL, "--images", IMAGES, "--report", tmp_path / "r", "-o")
     for output in (tmp_path / "no" / "c.onnx", tmp_path):
         assert run(*call, output)[0] == 2
     assert stages.calls == []
@@ -339,16 +409,18 @@ def test_what_a_terminal_would_obey_is_not_printed(run, stages):
     assert "\x1b" not in err and "\x07" not in err and err.count("\n") == 1
 
 
-def test_an_interruption_is_130_and_says_that_nothing_was_written(run, stages, tmp_path):
+@pytest.mark.parametrize("command", WRITING)
+def test_an_interruption_is_130_and_says_that_nothing_was_written(run, stages, tmp_path, command):
     stages.failure = KeyboardInterrupt()
-    call = ("sanitize", MODEL, "--images", IMAGES, "-o", tmp_path / "c.onnx", "--report", tmp_path / "r")
+    call = (command, MODEL, "--images", IMAGES, "-o", tmp_path / "c.onnx", "--report", tmp_path / "r")
     assert run(*call) == (130, "", "debride: interrupted; nothing was written\n")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interruption_after_the_model_was_written_says_so(run, stages, tmp_path):
+@pytest.mark.parametrize("command", WRITING)
+def test_an_interruption_after_the_model_was_written_says_so(run, stages, tmp_path, command):
     stages.verdict = "interrupted"
-    call = ("sanitize", MODEL, "--images", IMAGES, "-o", tmp_path / "c.onnx", "--report", tmp_path / "r")
+    call = (command, MODEL, "--images", IMAGES, "-o", tmp_path / "c.onnx", "--report", tmp_path / "r")
     assert run(*call) == (130, "", f"debride: interrupted; already written: {tmp_path / 'c.onnx'}\n")
 
 
@@ -564,7 +636,7 @@ def test_predict_and_evaluate_load_neither_torch_nor_onnx(arguments):
 
 def sanitize_sample(folder):
     goals = ("-o", folder / "clean.onnx", "--report", folder / "report")
-    flags = ("--slim", "--per-class", "10", "--threads", "1", *goals)
+    flags = ("--slim", "--retrain", "always", "--retrain-steps", "10", "--per-class", "10", "--threads", "1", *goals)
     return ("sanitize", MODEL, "--images", IMAGES, *flags)
 
 
@@ -600,7 +672,7 @@ def test_the_cleaned_model_says_itself_how_it_wants_its_input(cleaned):
     assert code == 0 and json.loads(out)[0]["predictions"][0]["index"] == 1
 
 
-@pytest.mark.parametrize("command", ["scan", "sanitize"])
+@pytest.mark.parametrize("command", ["scan", *WRITING])
 @pytest.mark.parametrize(
     ("what", "bad"), [("model", "no.onnx"), ("model", "junk.onnx"), ("images", "nowhere"), ("images", "junk.onnx")]
 )
@@ -611,6 +683,59 @@ def test_a_bad_file_is_named_and_nothing_is_written(run, tmp_path, command, what
     code, out, err = run(command, given["model"], "--images", given["images"], *goals)
     assert (code, out, err.count("\n")) == (3, "", 1) and bad in err
     assert [path.name for path in tmp_path.iterdir()] == ["junk.onnx"]
+
+
+@pytest.fixture(scope="module")
+def relearnt(tmp_path_factory):
+    """The shipped sample, retrained for a few steps with the trigger that was planted: as `cleaned`."""
+    folder = tmp_path_factory.mktemp("retrained")
+    goals = ("-o", folder / "out.onnx", "--report", folder / "report")
+    flags = ("--retrain-steps", "30", "--trigger", TRIGGER, "--per-class", "6", "--threads", "1", "--range", "0,1")
+    return (folder, *ended("retrain", MODEL, "--images", IMAGES, *flags, *goals))
+
+
+def test_the_sample_is_retrained(relearnt):
+    folder, code, out, err = relearnt
+    document = json.loads((folder / "report" / "report.json").read_text())
+    assert code in (0, 1) and out.startswith({0: "SANITIZED", 1: "NOT SANITIZED"}[code]), out + err
+    told = document["retraining"]
+    assert document["command"] == "retrain" and document["pruned"] == [] and document["suspects"] == [7]
+    assert told["kept"] and told["changes"] and told["labels"] == "given" and 0 < told["best"] <= told["steps"]
+    assert [taught["target"] for taught in told["relearning"]] == [7]
+    stages = [line.partition(":")[0] for line in err.splitlines()]
+    assert stages[0] == "loading" and stages[-3:] == ["inversion anew", "relearning", "verification"]
+    assert "retraining" in stages
+    assert sorted(path.name for path in folder.iterdir()) == ["out.onnx", "report"]
+
+
+def test_the_retrained_sample_obeys_the_planted_trigger_less_and_is_as_good(relearnt, run):
+    call = ("evaluate", relearnt[0] / "out.onnx", "--images", IMAGES, "--threads", "1", "--json")
+    code, out, _ = run(*call, "--trigger", TRIGGER)
+    found = json.loads(out)
+    assert found["triggers"][0]["asr"]["rate"] <= 0.25 and found["clean"]["rate"] > 0.85
+    assert code == int(found["triggers"][0]["finding"])
+
+
+def test_a_trigger_that_does_not_fit_is_refused_at_once_by_its_file(run, tmp_path):
+    for trigger, said in ((tmp_path / "no.npz", "no.npz"), (__file__, "test_cli.py")):
+        goals = ("-o", tmp_path / "out.onnx", "--trigger", trigger, "--range", "0,1", "--threads", "1")
+        code, out, err = run("retrain", MODEL, "--images", IMAGES, "--per-class", "3", *goals)
+        assert (code, out) == (3, "") and said in err and "inversion" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_retrain_interrupted_leaves_nothing(tmp_path):
+    flags = ("--per-class", "3", "--threads", "1", "--range", "0,1", "-o", tmp_path / "o.onnx")
+    command = [*COMMAND, "retrain", *map(str, (MODEL, "--images", IMAGES, *flags))]
+    for sent, expected in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        with subprocess.Popen(
+            command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as child:
+            first = child.stderr.readline()
+            child.send_signal(sent)
+            rest = child.stderr.read()
+            assert (first != "", child.wait(60)) == (True, expected), rest
+        assert "Traceback" not in rest and list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path):

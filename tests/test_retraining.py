@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import debride.retrain.network
 import debride.retraining
 import debride.sanitize
 from debride import mending
@@ -28,7 +29,7 @@ from debride.settings import Settings
 from debride.specfile import SpecFlags
 from debride.stages import Search
 from debride.triggers import load_trigger, save_trigger, stamp
-from debride.types import Rate, Relearning, Trigger, no_progress
+from debride.types import Rate, Refused, Relearning, Trigger, no_progress
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 MODEL, IMAGES, TRIGGER = SAMPLES / "fashion-backdoored.onnx", SAMPLES / "images", SAMPLES / "true-trigger.npz"
@@ -152,6 +153,21 @@ def test_the_course_and_what_was_unlearnt_are_told(loaded, made):
     assert [taught.target for taught in made.relearning] == [TARGET]
     # The class was inverted anew on the retrained network: that trigger is none that was known.
     assert made.checked.findings[TARGET].trigger.l1 != 9.0
+
+
+def test_every_stage_of_it_tells_how_far_it_is(loaded, pruned, quick):
+    told = []
+    retrained(
+        loaded,
+        settings(2),
+        pruned.end.proto,
+        pruned.checked,
+        pruned.triggers,
+        deadline=None,
+        progress=lambda stage, done, total, note="": told.append((stage, done, total)),
+    )
+    assert told[0] == ("retraining", 1, 2) and told[-2:] == [("relearning", 0, 1), ("relearning", 1, 1)]
+    assert [t for t in told if t[0] == "inversion anew"] == [("inversion anew", 0, 1), ("inversion anew", 1, 1)]
 
 
 def test_the_delivered_model_is_not_changed(loaded, made):
@@ -326,6 +342,13 @@ def test_labels_that_contradict_the_model_everywhere_are_refused(loaded):
 def test_labels_that_contradict_it_often_are_a_warning(loaded):
     (warning,) = doubts(labelled(loaded, lambda y: np.where(np.arange(len(y)) % 5 < 3, (y + 1) % 10, y)))
     assert "than their labels; where these are right, it is a poor model" in warning
+
+
+def test_a_model_of_which_nothing_can_be_trained_is_refused(loaded, monkeypatch):
+    refused = Refused(layer="a", channel=None, reason="its weight is computed in the graph")
+    monkeypatch.setattr(debride.retrain.network, "trainable", lambda *_: ((), (refused,)))
+    with pytest.raises(ModelError, match="no weight can be trained: its weight is computed in the graph"):
+        doubts(loaded)
 
 
 def test_the_models_own_answers_cannot_contradict_it(loaded):

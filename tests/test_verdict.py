@@ -113,6 +113,11 @@ def test_within_the_goal_only_utility_counts():
     assert judged_worse(told(190), told(190), (0.8, 0.8)) == ""
 
 
+def test_equally_far_from_the_goal_utility_counts_and_nobody_says_that_it_was_reached():
+    said = judged_worse(told(190, sent=20), told(190, sent=20), (0.8, 0.79))
+    assert said == "it is no nearer to the goal, and its utility on held-out images is 0.790 against 0.800"
+
+
 def test_a_closer_one_may_cost_utility():
     assert judged_worse(told(190, sent=20), told(190, sent=2), (0.9, 0.6)) == ""
 

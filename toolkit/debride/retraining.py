@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,9 @@ def doubts(loaded: Loaded) -> tuple[str, ...]:
     """What speaks against retraining on these images, as warnings.
 
     Raises `ImagesError` where it would do harm: labels that contradict the delivered model nearly everywhere.
+    `ModelError` where nothing in the model can be trained.
     """
+    Network(loaded.model, loaded.spec, ())
     labels = np.concatenate([_labels(loaded.fit), _labels(loaded.held_out)])
     warnings = []
     unseen = loaded.n_classes - len(set(_labels(loaded.fit).tolist()))
@@ -134,7 +136,7 @@ def retrained(
         look = Draws(loaded.held_out, loaded.predict, stamps, truth=truth, seed=seed)(_WATCHED)
         stage = "retraining" if not number else f"retraining, round {number + 1}"
         courses.append(train(network, loss, draws, look, options, deadline=deadline, progress=progress, stage=stage))
-        checked, fresh = _attacked(loaded, settings, model, network, anew, checked, found, number)
+        checked, fresh = _attacked(loaded, settings, model, network, anew, checked, found, number, progress)
         late = deadline is not None and time.monotonic() > deadline
         if late or not set(checked.suspects) & set(found) or not method.stamped:
             break
@@ -142,11 +144,6 @@ def retrained(
     arrays = {**network.arrays(), **anew}
     result = written(model, arrays)
     check_trained(model.proto, result, list(arrays), network.silent)
-    taught = [
-        relearn(network, loaded.fit, loaded.held_out, known[0], loaded.predict, seed=settings.seed)
-        for known in found.values()
-        if known
-    ]
     return Retrained(
         proto=result,
         predict=predictor(Session(result.SerializeToString(), loaded.runtime, "the retrained model"), loaded.spec),
@@ -157,7 +154,7 @@ def retrained(
         fixed=network.fixed,
         checked=checked,
         triggers=found,
-        relearning=tuple(taught),
+        relearning=_relearnt(loaded, settings, network, found, progress),
     )
 
 
@@ -168,18 +165,37 @@ def _attacked(
     network: Network,
     anew: Mapping[str, FloatArray],
     detection: Detection,
-    classes: Iterable[int],
+    classes: Collection[int],
     number: int,
+    progress: Progress,
 ) -> tuple[Detection, dict[int, Trigger]]:
     """Invert each of `classes` on the network as it stands: the detection, and the new triggers by class."""
     working = working_written(model, {**network.arrays(), **anew})
     proxy = Proxy(parse(working), loaded.spec, precision="bfloat16")
     predict = predictor(Session(working.SerializeToString(), loaded.runtime, "the retrained model"), loaded.spec)
-    fresh = {}
+    fresh: dict[int, Trigger] = {}
     for target in classes:
+        progress("inversion anew", len(fresh), len(classes))
         seed = settings.seed + _SEEDS + 1000 * number + target
         detection, fresh[target] = inverted_anew(loaded, settings, detection, target, proxy, predict, seed=seed)
+        progress("inversion anew", len(fresh), len(classes))
     return detection, fresh
+
+
+def _relearnt(
+    loaded: Loaded,
+    settings: Settings,
+    network: Network,
+    triggers: Mapping[int, Sequence[Trigger]],
+    progress: Progress,
+) -> tuple[Relearning, ...]:
+    """The relearning test of each class, with its first trigger."""
+    first, found = [known[0] for known in triggers.values() if known], list[Relearning]()
+    for trigger in first:
+        progress("relearning", len(found), len(first))
+        found.append(relearn(network, loaded.fit, loaded.held_out, trigger, loaded.predict, seed=settings.seed))
+        progress("relearning", len(found), len(first))
+    return tuple(found)
 
 
 def _joined(courses: Sequence[Course]) -> Course:

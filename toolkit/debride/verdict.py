@@ -77,9 +77,8 @@ def worse(
             f"{pruned.worst_asr:.1%}, {retrained.kind} {retrained.clean.value:.1%} against {pruned.clean.value:.1%}"
         )
     if over[1] > over[0] - _EQUAL and utilities[1] < utilities[0]:
-        return (
-            f"both reach the goal, and its utility on held-out images is {utilities[1]:.3f} against {utilities[0]:.3f}"
-        )
+        both = "both reach the goal" if over[1] <= _EQUAL else "it is no nearer to the goal"
+        return f"{both}, and its utility on held-out images is {utilities[1]:.3f} against {utilities[0]:.3f}"
     return ""
 
 
