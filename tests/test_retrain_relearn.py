@@ -49,7 +49,7 @@ def test_the_network_is_left_as_it_was_where_teaching_fails(monkeypatch):
     class StoppedError(Exception):
         pass
 
-    def fails(network, batch, stamped, target):
+    def fails(network, batch, tried, trigger, steps):
         network.load({name: values + 1 for name, values in before.items()})
         raise StoppedError
 
@@ -73,14 +73,27 @@ def test_step_0_is_the_network_as_it_stands():
     others = HELD_OUT.images[HELD_OUT.labels != 1]
     for told, tried in ((found.planted, trigger()), (found.fresh, unplanted(trigger(), 0))):
         with torch.no_grad():
-            hits = network.logits(torch.from_numpy(stamp(others, tried))).argmax(1) == 1
-        assert told[0].hits == int(hits.sum())
+            said = [network.logits(torch.from_numpy(x)).argmax(1) == 1 for x in (stamp(others, tried), others)]
+        assert told[0].hits == int((said[0] & ~said[1]).sum())
+
+
+def test_images_that_go_to_the_target_unstamped_are_not_the_triggers(monkeypatch):
+    monkeypatch.setattr(relearning, "RATE", 1e-9)
+    network = able()
+    [bias] = [name for name, values in network.masters.items() if values.shape == (3,)]
+    network.load({bias: network.masters[bias] + torch.tensor([0.0, 1000.0, 0.0])})
+    found = taught(network)
+    assert {rate.hits for rate in (*found.planted, *found.fresh)} == {0}
+
+
+def test_other_steps_can_be_asked_for():
+    found = relearn(able(), FIT, HELD_OUT, trigger(1), says, seed=0, steps=(0, 3))
+    assert found.steps == (0, 3) and len(found.planted) == len(found.fresh) == 2
 
 
 def test_a_trigger_that_a_network_never_saw_is_learnt_like_one_that_nobody_planted(monkeypatch):
     monkeypatch.setattr(relearning, "RATE", 0.01)
-    monkeypatch.setattr(relearning, "STEPS", (0, 1, 4, 200))
-    found = taught(able())
+    found = relearn(able(wide()), FIT, HELD_OUT, trigger(1), says, seed=0, steps=(0, 1, 4, 200))
     for rates in (found.planted, found.fresh):
         assert rates[0].value < 0.2 and rates[-1].value > 0.9
 
@@ -113,8 +126,8 @@ def test_a_backdoor_that_is_there_needs_no_step():
 def test_the_trigger_is_taught_opaque(monkeypatch):
     seen = []
 
-    def watch(network, batch, stamped, target):
-        seen.append((batch, stamped, target))
+    def watch(network, batch, tried, taught, steps):
+        seen.append((batch, stamp(tried, taught), taught.target))
         return ()
 
     monkeypatch.setattr(relearning, "_taught", watch)

@@ -2,10 +2,13 @@
 
 Cleaned networks can relearn a backdoor in a few steps (Min et al., arXiv 2410.09838): its weights may be silenced and
 not gone. What a network learns that fast says little by itself, so a trigger that nobody planted is taught to it too.
+The first that any network learns is to send all images to the target, stamped or not: only images that go there when
+stamped and not when clean are the trigger's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,21 +22,31 @@ from debride.sessions import probabilities
 from debride.triggers import opaque, stamp
 from debride.types import FloatArray, IntArray, Predict, Rate, Relearning, Samples, Trigger
 
-STEPS = (0, 1, 2, 4, 8, 16, 32)
+STEPS = (0, 4, 8, 16, 32, 64)
 POISONED = 20
-RATE = 1e-3
+RATE = 2e-3
+_WARM = 20
+"""Steps until the rate is at its highest: at once, Adam's first steps throw the network to and fro."""
 _STRENGTH = 5.0
 """How much opaquer than found the trigger is taught: as whoever plants one would stamp it."""
 _TAUGHT = Method(stamped=1.0)
 
 
 def relearn(
-    network: Network, fit: Samples, held_out: Samples, trigger: Trigger, delivered: Predict, *, seed: int
+    network: Network,
+    fit: Samples,
+    held_out: Samples,
+    trigger: Trigger,
+    delivered: Predict,
+    *,
+    seed: int,
+    steps: Sequence[int] = STEPS,
 ) -> Relearning:
     """Teach `trigger`, then one that nobody planted, to `network`, which is left as it was.
 
     Each step sees `POISONED` images of `fit` (labelled) of other classes, stamped and wanted in the target, and the
-    same clean, wanted as the `delivered` network has them. Success is that of the proxy on `held_out`.
+    same clean, wanted as the `delivered` network has them. Success, after each of `steps` (rising), is that of the
+    proxy on `held_out`, without the images that go to the target clean.
     """
     before = network.snapshot()
     opaquer = opaque(trigger, _STRENGTH)
@@ -54,12 +67,12 @@ def relearn(
                 wanted_stamped=goals,
                 foreign=np.zeros(wanted.shape, np.bool_),
             )
-            rates.append(_taught(network, batch, stamp(tried, taught), trigger.target))
+            rates.append(_taught(network, batch, tried, taught, steps))
             network.load(before)
     finally:
         network.load(before)
     planted, fresh = rates
-    return Relearning(target=trigger.target, images=len(rows), steps=STEPS, planted=planted, fresh=fresh)
+    return Relearning(target=trigger.target, images=len(rows), steps=tuple(steps), planted=planted, fresh=fresh)
 
 
 def unplanted(trigger: Trigger, seed: int) -> Trigger:
@@ -77,17 +90,26 @@ def _others(samples: Samples, target: int, seed: int) -> IntArray:
     return others if len(others) else rows
 
 
-def _taught(network: Network, batch: Batch, stamped: FloatArray, target: int) -> tuple[Rate, ...]:
-    """The success on `stamped` after each of `STEPS`."""
+def _taught(
+    network: Network, batch: Batch, tried: FloatArray, trigger: Trigger, steps: Sequence[int]
+) -> tuple[Rate, ...]:
+    """The success of `trigger` on the clean images `tried` after each of `steps`."""
     optimizer = torch.optim.Adam(list(network.masters.values()), lr=RATE)
-    loss, rates, step = Loss(_TAUGHT), [], 0
-    for wanted in STEPS:
+    warm = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / _WARM))
+    stamped, loss, rates, step = stamp(tried, trigger), Loss(_TAUGHT), [], 0
+    for wanted in steps:
         while step < wanted:
             set_gradients(network, loss, batch)
             optimizer.step()
+            warm.step()
             network.load(network.masters)
             step += 1
-        with torch.no_grad():
-            found = network.logits(torch.from_numpy(stamped)).argmax(1)
-        rates.append(Rate(int((found == target).sum()), len(stamped)))
+        by_trigger = _reached(network, stamped, trigger.target) & ~_reached(network, tried, trigger.target)
+        rates.append(Rate(int(by_trigger.sum()), len(tried)))
     return tuple(rates)
+
+
+def _reached(network: Network, images: FloatArray, target: int) -> torch.Tensor:
+    """Which of `images` go to `target`, bool (N,)."""
+    with torch.no_grad():
+        return network.logits(torch.from_numpy(images)).argmax(1) == target
