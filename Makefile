@@ -10,6 +10,7 @@
 #   make bench-graphs       every architecture's graph: loads, matches, zeroes, slims; a quarter of an hour
 #   make bench-memory       how much memory large models take
 #   make bench-export       what exports for the edge keep of accuracy, size and speed
+#   make bench-retrain      every method of retraining on the vendor models, and how fast a backdoor is learnt again; hours
 #   make bench-serving      the server beside a plain FastAPI app, and the classifier beside a bare session
 #
 #   EXTRA=gpu        onnxruntime for CUDA instead of the CPU's
@@ -43,7 +44,7 @@ DEMO_EVALUATE = --images $(DEMO_IMAGES) --trigger samples/true-trigger.npz
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-frameworks test-browser lint bench bench-adapters bench-proxy bench-graphs bench-memory \
-	bench-export bench-serving clean
+	bench-export bench-retrain bench-serving clean
 
 help:
 	@sed -n '/^#   /s/^#   //p' Makefile
@@ -113,6 +114,10 @@ bench-memory: $(TEST_STAMP)
 
 bench-export: $(TEST_STAMP)
 	$(BIN)/python benchmarks/bench_export.py --threads 1
+
+bench-retrain: $(TEST_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_retrain.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_retrain.py --relearning --per-class 10
 
 bench-serving: $(TEST_STAMP)
 	$(PIP) --editable '.[$(EXTRA),test,bench]'

@@ -27,7 +27,7 @@ from debride.conversion.source import opened
 from debride.images import load_images
 from debride.sessions import Runtime, Session, predictor
 from debride.spec import SpecFlags, resolve_spec
-from debride.types import ConvertOptions, FloatArray, IntArray, Samples
+from debride.types import ConvertOptions, FloatArray, IntArray, Predict, Samples
 from vendor import ROOT, manifest, parser
 
 HEAD = (
@@ -130,7 +130,11 @@ def grade(model: Path, entry: Mapping[str, Any], test: Samples, vendor: Path, th
     options = ConvertOptions(architecture=entry.get("architecture"), images_shape=test.images.shape[1:])
     with opened(Request(model=model, options=options)) as source:
         session = Session(source.path, Runtime(threads), model.name)
-    predict = predictor(session, resolve_spec(session, flags=convention(entry)).spec)
+    return graded(predictor(session, resolve_spec(session, flags=convention(entry)).spec), entry, test, vendor)
+
+
+def graded(predict: Predict, entry: Mapping[str, Any], test: Samples, vendor: Path) -> Grade:
+    """What `predict` says of images that no stage has seen, clean and with the true trigger."""
     assert test.labels is not None
     scores = predict(test.images)
     accuracy = float((scores.argmax(1) == test.labels).mean())

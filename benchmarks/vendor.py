@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ ARCHITECTURES = {
 """The networks that the manifest describes for its files of weights."""
 
 
-def parser(text: str | None) -> argparse.ArgumentParser:
-    """The options that every one of them takes."""
+def parser(text: str | None, *, per_class: Callable[[str], Any] = int) -> argparse.ArgumentParser:
+    """The options that every one of them takes; `per_class` reads the number of images of each class."""
     found = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="holds vendor/ and data/")
-    found.add_argument("--per-class", type=int, default=10)
+    found.add_argument("--per-class", type=per_class, default="10")
     found.add_argument("--threads", type=int, default=2)
     return found
 
