@@ -63,8 +63,14 @@ def test_a_model_whose_weights_are_computed_names_each_reason_once():
         made(net(b))
 
 
+def exact(network):
+    """`network` computing in float32 throughout, to be held against what is computed by hand."""
+    network.proxy.precision = "float32"
+    return network
+
+
 def test_features_are_those_that_the_last_linear_layer_reads():
-    network = made(plain())
+    network = exact(made(plain()))
     x = torch.from_numpy(images(5))
     logits, features = network.logits_and_features(x)
     assert torch.equal(logits, network.logits(x)) and features.shape == (5, 4)
@@ -124,7 +130,7 @@ def slopes(w, b, extra=0.0):
 
 
 def by_hand(margin=False):
-    network = made(linear(W, B), replace(SPEC, size=(1, 1)))
+    network = exact(made(linear(W, B), replace(SPEC, size=(1, 1))))
     foreign = np.zeros((3, 3), bool)
     foreign[1:, 0] = margin
     batch = Batch(
@@ -184,9 +190,19 @@ def test_stamped_images_weigh_as_the_method_says():
         assert found == pytest.approx(clean + weight * extra, abs=1e-6)
 
 
+def test_the_margin_holds_for_stamped_images_too():
+    network, batch = by_hand(margin=True)
+    goal = np.float32([[0.0, 0.5, 0.5]])
+    batch = replace(batch, stamped=batch.clean[1:2], rows=np.array([1]), wanted_stamped=goal)
+    with torch.no_grad():
+        one, none = (float(Loss(Method(stamped=weight, margin=2.0))(network, batch)) for weight in (1.0, 0.0))
+    raised = X[1:2] @ W + B + 2.0 * batch.foreign[1:2]
+    assert one - none == pytest.approx(-(goal * np.log(softmax(raised))).sum(), abs=1e-5)
+
+
 def test_features_apart_are_told_in_shares_of_their_size():
     network, batch = by_hand()
-    delivered = Network(read(linear(W, B)), replace(SPEC, size=(1, 1)), ())
+    delivered = exact(Network(read(linear(W, B)), replace(SPEC, size=(1, 1)), ()))
     half = batch.clean[:1] * np.float32(0.5)
     stamped = replace(batch, stamped=half, rows=np.array([0]), wanted_stamped=batch.wanted[:1])
     one = float(Loss(Method(stamped=1.0, features=3.0), delivered)(network, stamped).detach())

@@ -219,7 +219,7 @@ def test_rounds_end_though_a_trigger_stands_out_for_ever(loaded, pruned, planted
         debride.retraining, "inverted_anew", lambda *_, **__: (detected(planted), replace(planted, l1=5.0))
     )
     found = run(loaded, pruned, steps=2)
-    assert found.course.steps == 2 * debride.retraining._ROUNDS and found.checked.suspects == (TARGET,)
+    assert found.course.steps == found.budget == 2 * debride.retraining._ROUNDS and found.checked.suspects == (TARGET,)
 
 
 # Whether it is kept
@@ -235,7 +235,7 @@ def test_a_better_network_is_kept_with_its_facts(loaded, pruned, made, monkeypat
     found = kept_or_not(loaded, pruned, replace(made, checked=pruned.checked), monkeypatch)
     facts = found.retraining
     assert facts.kept and facts.reason == "it had to be" and found.end.proto is made.proto
-    assert (facts.steps, facts.best, facts.budget) == (made.course.steps, made.course.best, 6)
+    assert (facts.steps, facts.best, facts.budget) == (made.course.steps, made.course.best, 18)
     assert (facts.labels, facts.images, facts.method) == ("given", len(loaded.fit), "unlearn")
     assert facts.changes == made.changes and facts.relearning == made.relearning
     assert found.triggers == made.triggers
@@ -437,6 +437,7 @@ def test_a_retraining_that_is_not_kept_leaves_a_copy_and_no_trigger_that_nobody_
 def test_with_nothing_found_and_no_trigger_it_learns_from_clean_images_alone(searches, tmp_path):
     report = retrain(MODEL, IMAGES, tmp_path / "o.onnx", settings=settings())
     assert report.verdict == "clean" and report.recheck is None and report.retraining.relearning == ()
+    assert report.retraining.budget == 6
 
 
 def test_an_inconclusive_search_without_triggers_writes_nothing(loaded, planted, searches, tmp_path, monkeypatch):

@@ -152,7 +152,7 @@ def tried(
         labels="given" if loaded.labelled else "delivered",
         images=made.images,
         steps=made.course.steps,
-        budget=settings.retraining.steps,
+        budget=made.budget,
         best=made.course.best,
         statistics=made.statistics,
         changes=made.changes,

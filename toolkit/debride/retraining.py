@@ -52,7 +52,7 @@ _DOUBTED = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Retrained:
-    """A retrained graph, what it says of images, and how it became that.
+    """A retrained graph, what it says of images, and how it became that: by at most `budget` steps in all rounds.
 
     `checked` is the detection with the suspects' triggers as inverted last, and `triggers` all that were unlearnt, by
     class.
@@ -61,6 +61,7 @@ class Retrained:
     proto: Any  # an onnx.ModelProto, a type that only graph may name
     predict: Predict
     course: Course
+    budget: int
     images: int
     statistics: Statistics
     changes: tuple[WeightChange, ...]
@@ -129,7 +130,8 @@ def retrained(
     loss = Loss(method, delivered)
     found = {target: tuple(known) for target, known in triggers.items()}
     checked, courses = detection, list[Course]()
-    for number in range(_ROUNDS):
+    rounds = _ROUNDS if found and method.stamped else 1
+    for number in range(rounds):
         stamps = [t for known in found.values() for t in known] if method.stamped else []
         seed = settings.seed + 100 * number
         draws = Draws(loaded.fit, loaded.predict, stamps, truth=truth, seed=seed)
@@ -148,6 +150,7 @@ def retrained(
         proto=result,
         predict=predictor(Session(result.SerializeToString(), loaded.runtime, "the retrained model"), loaded.spec),
         course=_joined(courses),
+        budget=rounds * options.steps,
         images=len(loaded.fit),
         statistics="none" if not norms else "estimated" if anew else "kept",
         changes=changes(model.proto, result, list(arrays)),
