@@ -31,7 +31,7 @@ class Network:
 
     def __init__(self, model: Model, spec: InputSpec, groups: Sequence[ChannelGroup]) -> None:
         self.model = model
-        self.proxy = Proxy(model.graph, spec)
+        self.proxy = Proxy(model.graph, spec, precision="bfloat16")
         weights, self.fixed = trainable(model, self.proxy.output)
         if not weights:
             raise ModelError(f"{model.path.name}: no weight can be trained: {_reasons(self.fixed)}")
@@ -95,4 +95,4 @@ def _features(graph: Graph, logits: str) -> str:
 def _reasons(fixed: Sequence[Refused]) -> str:
     """The reasons, each once."""
     found = list(dict.fromkeys(refused.reason for refused in fixed)) or ["it has no layer with weights"]
-    return ", ".join(found[:_NAMED])
+    return "; ".join(found[:_NAMED])
