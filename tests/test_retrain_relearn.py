@@ -59,6 +59,20 @@ def test_the_network_is_left_as_it_was_where_teaching_fails(monkeypatch):
     assert same(before, network.snapshot())
 
 
+def test_each_trigger_is_taught_to_the_network_as_it_was(monkeypatch):
+    network, seen = able(), []
+    before = network.snapshot()
+
+    def spoils(network, *_):
+        seen.append(network.snapshot())
+        network.load({name: values + 1 for name, values in before.items()})
+        return ()
+
+    monkeypatch.setattr(relearning, "_taught", spoils)
+    taught(network)
+    assert len(seen) == 2 and all(same(found, before) for found in seen)
+
+
 def test_what_is_told():
     found = taught(able())
     assert (found.target, found.images, found.steps) == (1, POISONED, STEPS)
