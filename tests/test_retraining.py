@@ -155,6 +155,20 @@ def test_the_course_and_what_was_unlearnt_are_told(loaded, made):
     assert made.checked.findings[TARGET].trigger.l1 != 9.0
 
 
+@pytest.mark.parametrize(("bound", "free"), [("", True), ("with it free the model gives other scores", False)])
+def test_a_batch_that_could_not_be_freed_is_left_bound(loaded, pruned, monkeypatch, bound, free):
+    asked = []
+
+    def read(data, path, *, free):
+        asked.append(free)
+        raise ModelError("enough")
+
+    monkeypatch.setattr(debride.retraining, "model_of", read)
+    with pytest.raises(ModelError, match="enough"):
+        run(replace(loaded, model=replace(loaded.model, bound=bound)), pruned)
+    assert asked == [free]
+
+
 def test_every_stage_of_it_tells_how_far_it_is(loaded, pruned, quick):
     told = []
     retrained(
