@@ -29,7 +29,7 @@ from debride.images import load_images
 from debride.loading import Loaded, load
 from debride.mending import Cleaned, Triggers, tried
 from debride.retrain.network import Network
-from debride.retrain.options import METHODS, MethodName, RetrainOptions
+from debride.retrain.options import METHODS, MethodName
 from debride.retrain.relearn import relearn
 from debride.rounds import State, clean_all
 from debride.settings import Settings
@@ -115,7 +115,7 @@ def prepared(name: str, entry: Mapping[str, Any], seed: int, per_class: int, opt
     """
     vendor, data = options.shared / "vendor", options.shared / "data"
     images = data / f"{entry['data']}_pool.npz"
-    settings = Settings(per_class=per_class, seed=seed, threads=options.threads, retraining=RetrainOptions())
+    settings = Settings(per_class=per_class, seed=seed, threads=options.threads)
     clock, state = Clock(), State()
     with source_of(vendor / entry["file"], images, settings, no_progress, clock) as source:
         found = search(source, images, settings, no_progress, clock)
