@@ -93,6 +93,8 @@ def _features(graph: Graph, logits: str) -> str:
 
 
 def _reasons(fixed: Sequence[Refused]) -> str:
-    """The reasons, each once."""
-    found = list(dict.fromkeys(refused.reason for refused in fixed)) or ["it has no layer with weights"]
-    return "; ".join(found[:_NAMED])
+    """The reasons, each once, and the mend."""
+    found = list(dict.fromkeys(refused.reason for refused in fixed))
+    if not found:
+        return "it has no layer with weights"
+    return f"{'; '.join(found[:_NAMED])}; export it with its weights stored as floats"
