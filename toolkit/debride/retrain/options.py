@@ -52,7 +52,7 @@ class RetrainOptions:
     """
 
     method: MethodName = "unlearn"
-    steps: int = 300
+    steps: int = 400
     images: int = 64
     rate: float = 7e-4
     statistics: StatisticsChoice = "keep"
