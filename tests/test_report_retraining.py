@@ -175,7 +175,7 @@ def test_channels_of_one_layer_count_as_one():
 
 def test_text_shows_how_fast_the_attack_relearns_and_how_to_read_it():
     said = section()
-    assert "learns the planted trigger in fewer steps than one that nobody planted" in words(said)
+    assert "a planted one that is clearly faster still was silenced rather than forgotten" in words(said)
     assert [row.split() for row in said.partition("class 1 (dog)")[2].splitlines()[2:5]] == [
         ["0", "1.1", "%", "(0.2", "to", "6.0)", "0.0", "%", "(0.0", "to", "4.1)"],
         ["5", "33.3", "%", "(24.5", "to", "43.6)", "2.2", "%", "(0.6", "to", "7.7)"],

@@ -206,7 +206,7 @@ def test_what_retraining_did_stands_below_what_was_cut(page, tmp_path):
         said = said.translate(ASCII)
         assert said.startswith("What was retrained, and why\nsanitized")
         assert (
-            "The retrained network is delivered. Method: unlearning, on 100 clean images and their labels; 160 of at "
+            "The retrained network is delivered. Method: unlearning, on 100 clean images, labelled; 160 of at "
             "most 200 steps, best after step 120. On held-out images: accuracy 74.0 % -> 73.0 %, attack success 26.7 % "
             "-> 1.1 %."
         ) in said

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from debride.ending import End
-from debride.errors import DebrideError, ReportError
+from debride.ending import End, told
+from debride.errors import ReportError
 from debride.loading import Loaded
 from debride.retraining import Retrained, doubts, retrained
 from debride.rounds import State, utility_of
@@ -21,6 +22,7 @@ from debride.verdict import compare, shortfalls, worse
 _CHEAP = 0.002
 """Less utility than that is no price of pruning."""
 _VARIED = 256
+_LATE = "the time budget was spent"
 _NOTHING = "no step made it better on images that it did not learn from"
 
 Triggers = Mapping[int, Sequence[Trigger]]
@@ -59,6 +61,12 @@ def given(loaded: Loaded, files: Sequence[Path]) -> dict[int, tuple[Trigger, ...
     return known
 
 
+def working(loaded: Loaded, settings: Settings, known: Triggers) -> tuple[int, ...]:
+    """The classes to which one of the triggers `known` sends the delivered model's held-out images."""
+    before, _ = compare(loaded, loaded.predict, known, {})
+    return tuple(sorted({t.target for t in before.triggers if t.excess > settings.target_asr}))
+
+
 def joined(first: Triggers, then: Triggers) -> dict[int, tuple[Trigger, ...]]:
     """Both by class, those of `first` first."""
     return {target: (*first.get(target, ()), *then.get(target, ())) for target in dict.fromkeys((*first, *then))}
@@ -81,11 +89,13 @@ def retrained_or_not(
     reason = "it was asked for" if settings.retrain == "always" else _price(loaded, settings, pruned, acquitted, state)
     if not reason:
         return pruned
+    if deadline is not None and time.monotonic() > deadline:
+        return _warned(pruned, f"the pruned network was not retrained: {_LATE}")
     try:
-        warnings = doubts(loaded)
+        warnings = doubts(loaded, settings)
         cleaned = mended(loaded, settings, pruned, acquitted, reason, deadline=deadline, progress=progress)
-    except DebrideError as error:  # what pruning brought is not lost to what would only better it
-        return _warned(pruned, f"the pruned network was not retrained: {error}")
+    except Exception as error:  # what pruning brought is not lost to what would only better it
+        return _warned(pruned, f"the pruned network was not retrained: {told(error)}")
     return _warned(cleaned, *warnings)
 
 
@@ -121,7 +131,8 @@ def mended(
     """
     made = tried(loaded, settings, before, acquitted, reason, deadline=deadline, progress=progress)
     facts = made.retraining
-    return made if facts is not None and facts.kept else replace(before, retraining=facts)
+    # What was found in the retrained network is tried on the one that is delivered, too.
+    return made if facts is not None and facts.kept else replace(before, triggers=made.triggers, retraining=facts)
 
 
 def tried(
@@ -168,7 +179,7 @@ def tried(
 def _against(before: Cleaned, made: Retrained) -> str:
     """What speaks against a retrained network whatever its rates; "" where nothing does."""
     if not made.changes:
-        return _NOTHING
+        return _NOTHING if made.course.steps else _LATE
     fresh = sorted(set(made.checked.suspects) - set(before.checked.suspects))
     return f"a newly inverted trigger stands out in it (class {', '.join(map(str, fresh))})" if fresh else ""
 

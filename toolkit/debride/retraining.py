@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from debride.errors import ImagesError
+from debride.errors import ImagesError, ModelError
 from debride.evaluate import classes_of
 from debride.graph.parse import parse
 from debride.graph.read import Model, model_of
@@ -17,13 +17,12 @@ from debride.graph.trained import changes, check_trained, working_written, writt
 from debride.graph.weights import statistics
 from debride.loading import Loaded
 from debride.proxy.interpreter import Proxy
-from debride.retrain.draws import Draws
-from debride.retrain.loss import Loss
 from debride.retrain.network import Network
 from debride.retrain.norms import estimate
 from debride.retrain.options import METHODS
 from debride.retrain.relearn import relearn
-from debride.retrain.train import Course, train
+from debride.retrain.teacher import Teacher
+from debride.retrain.train import Course
 from debride.rounds import inverted_anew
 from debride.sessions import Session, predictor
 from debride.settings import Settings
@@ -40,8 +39,6 @@ from debride.types import (
     WeightChange,
 )
 
-_WATCHED = 256
-"""Variations of held-out images that tell which of ten steps is the best: so little is chosen on them, and no more."""
 _ROUNDS = 3
 """How often at most the suspects are inverted anew and their new triggers unlearnt too."""
 _SEEDS = 50_000
@@ -54,8 +51,7 @@ _DOUBTED = 0.5
 class Retrained:
     """A retrained graph, what it says of images, and how it became that: by at most `budget` steps in all rounds.
 
-    `checked` is the detection with the suspects' triggers as inverted last, and `triggers` all that were unlearnt, by
-    class.
+    `checked` is the detection with the triggers as inverted last, and `triggers` all that were unlearnt, by class.
     """
 
     proto: Any  # an onnx.ModelProto, a type that only graph may name
@@ -71,13 +67,19 @@ class Retrained:
     relearning: tuple[Relearning, ...]
 
 
-def doubts(loaded: Loaded) -> tuple[str, ...]:
+def doubts(loaded: Loaded, settings: Settings) -> tuple[str, ...]:
     """What speaks against retraining on these images, as warnings.
 
     Raises `ImagesError` where it would do harm: labels that contradict the delivered model nearly everywhere.
-    `ModelError` where nothing in the model can be trained.
+    `ModelError` where nothing in the model can be trained, or not in the way that is asked for.
     """
     Network(loaded.model, loaded.spec, ())
+    options = settings.retraining
+    if loaded.model.bound and (METHODS[options.method].features or options.statistics == "estimate"):
+        raise ModelError(
+            f"{loaded.facts.name}: its batch is fixed, and --retrain-method distill and --batch-norm estimate need a "
+            "free one; take --retrain-method unlearn and --batch-norm keep"
+        )
     labels = np.concatenate([_labels(loaded.fit), _labels(loaded.held_out)])
     warnings = []
     unseen = loaded.n_classes - len(set(_labels(loaded.fit).tolist()))
@@ -92,7 +94,9 @@ def doubts(loaded: Loaded) -> tuple[str, ...]:
     agreeing = int((found == labels).sum())
     told = f"the model says otherwise of {len(labels) - agreeing} of {len(labels)} images than their labels"
     if agreeing <= max(_CONTRADICTED, 1 / loaded.n_classes) * len(labels):
-        raise ImagesError(f"{told}: retraining would teach it these; check the order of classes, or give no labels")
+        raise ImagesError(
+            f"{told}: by them the target's images would be taken for others'; check the order of classes, or give none"
+        )
     if agreeing < _DOUBTED * len(labels):
         warnings.append(f"{told}; where these are right, it is a poor model")
     return tuple(warnings)
@@ -115,32 +119,29 @@ def retrained(
 ) -> Retrained:
     """Train the weights of `proto` (the delivered model, or that with channels zeroed) further; zero stays zero.
 
-    `triggers` are unlearnt, by class, and each class is inverted anew; what stands out then is unlearnt too.
+    `triggers` are unlearnt, by class, and each class is inverted anew; what stands out then is unlearnt too. Without
+    triggers all classes are inverted anew, once.
     Raises `ModelError` where nothing can be trained, `SurgeryError` where the weights cannot be written back.
     """
     model = model_of(proto.SerializeToString(), loaded.model.path, free=not loaded.model.bound)
-    options, method = settings.retraining, METHODS[settings.retraining.method]
     network = Network(model, loaded.spec, loaded.groups)
-    delivered = Network(loaded.model, loaded.spec, ()) if method.features else None
-    norms = statistics(model, network.proxy.output)
-    anew: dict[str, FloatArray] = {}
-    if norms and options.statistics == "estimate":
+    norms, anew = statistics(model, network.proxy.output), dict[str, FloatArray]()
+    if norms and settings.retraining.statistics == "estimate":
         anew = estimate(network.proxy, norms, loaded.fit.images)
-    truth = method.truth if loaded.labelled else 0.0
-    loss = Loss(method, delivered)
+    teacher = Teacher(loaded.model, loaded.spec, settings.retraining, labelled=loaded.labelled)
     found = {target: tuple(known) for target, known in triggers.items()}
     checked, courses = detection, list[Course]()
-    rounds = _ROUNDS if found and method.stamped else 1
+    rounds = _ROUNDS if found and teacher.method.stamped else 1
     for number in range(rounds):
-        stamps = [t for known in found.values() for t in known] if method.stamped else []
-        seed = settings.seed + 100 * number
-        draws = Draws(loaded.fit, loaded.predict, stamps, truth=truth, seed=seed)
-        look = Draws(loaded.held_out, loaded.predict, stamps, truth=truth, seed=seed)(_WATCHED)
-        stage = "retraining" if not number else f"retraining, round {number + 1}"
-        courses.append(train(network, loss, draws, look, options, deadline=deadline, progress=progress, stage=stage))
+        stamps = [t for known in found.values() for t in known]
+        seed, stage = settings.seed + 100 * number, f"retraining, round {number + 1}" if number else "retraining"
+        parts = loaded.fit, loaded.held_out
+        courses.append(
+            teacher.teach(network, *parts, stamps, seed=seed, deadline=deadline, progress=progress, stage=stage)
+        )
         checked, fresh = _attacked(loaded, settings, model, network, anew, checked, found, number, progress)
         late = deadline is not None and time.monotonic() > deadline
-        if late or not set(checked.suspects) & set(found) or not method.stamped:
+        if late or number == rounds - 1 or not set(checked.suspects) & set(found):
             break
         found = {t: (*known, fresh[t]) if t in checked.suspects else known for t, known in found.items()}
     arrays = {**network.arrays(), **anew}
@@ -150,14 +151,14 @@ def retrained(
         proto=result,
         predict=predictor(Session(result.SerializeToString(), loaded.runtime, "the retrained model"), loaded.spec),
         course=_joined(courses),
-        budget=rounds * options.steps,
+        budget=rounds * settings.retraining.steps,
         images=len(loaded.fit),
         statistics="none" if not norms else "estimated" if anew else "kept",
         changes=changes(model.proto, result, list(arrays)),
         fixed=network.fixed,
         checked=checked,
         triggers=found,
-        relearning=_relearnt(loaded, settings, network, found, progress),
+        relearning=() if late else _relearnt(loaded, settings, network, teacher.answers, found, progress),
     )
 
 
@@ -172,23 +173,20 @@ def _attacked(
     number: int,
     progress: Progress,
 ) -> tuple[Detection, dict[int, Trigger]]:
-    """Invert each of `classes` on the network as it stands: the detection, and the new triggers by class."""
+    """Invert `classes` (or all, where there are none) on the network as it stands: the detection, triggers by class."""
     working = working_written(model, {**network.arrays(), **anew})
     proxy = Proxy(parse(working), loaded.spec, precision="bfloat16")
     predict = predictor(Session(working.SerializeToString(), loaded.runtime, "the retrained model"), loaded.spec)
-    fresh: dict[int, Trigger] = {}
-    for target in classes:
-        progress("inversion anew", len(fresh), len(classes))
-        seed = settings.seed + _SEEDS + 1000 * number + target
-        detection, fresh[target] = inverted_anew(loaded, settings, detection, target, proxy, predict, seed=seed)
-        progress("inversion anew", len(fresh), len(classes))
-    return detection, fresh
+    targets = sorted(classes) or list(range(loaded.n_classes))
+    seed = settings.seed + _SEEDS + 1000 * number + targets[0]
+    return inverted_anew(loaded, settings, detection, targets, proxy, predict, seed=seed, progress=progress)
 
 
 def _relearnt(
     loaded: Loaded,
     settings: Settings,
     network: Network,
+    delivered: Callable[[FloatArray], FloatArray],
     triggers: Mapping[int, Sequence[Trigger]],
     progress: Progress,
 ) -> tuple[Relearning, ...]:
@@ -196,7 +194,7 @@ def _relearnt(
     first, found = [known[0] for known in triggers.values() if known], list[Relearning]()
     for trigger in first:
         progress("relearning", len(found), len(first))
-        found.append(relearn(network, loaded.fit, loaded.held_out, trigger, loaded.predict, seed=settings.seed))
+        found.append(relearn(network, loaded.fit, loaded.held_out, trigger, delivered, seed=settings.seed))
         progress("relearning", len(found), len(first))
     return tuple(found)
 

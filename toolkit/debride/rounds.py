@@ -26,7 +26,18 @@ from debride.sessions import Session, predictor, probabilities
 from debride.settings import Settings
 from debride.shapley import Budget, hybrid
 from debride.stakes import Stake, attack_stake, log_odds, utility_stake, variations
-from debride.types import Detection, DoubleArray, Game, Predict, Progress, Pruned, Round, ShapleyValues, Trigger
+from debride.types import (
+    Detection,
+    DoubleArray,
+    Game,
+    Predict,
+    Progress,
+    Pruned,
+    Round,
+    ShapleyValues,
+    Trigger,
+    no_progress,
+)
 
 _WEAK = 0.1
 """Attack payoff (0: as clean images, 1: as delivered) at which triggers that reach few images count as spent."""
@@ -330,18 +341,26 @@ def recheck(
 ) -> tuple[Detection, Trigger]:
     """`inverted_anew` on the model as it stands in round `number`."""
     seed = settings.seed + 1000 * (number + 1) + target
-    return inverted_anew(
-        loaded, settings, detection, target, _proxy(loaded, state), answers(loaded, state.gone), seed=seed
-    )
+    proxy, predict = _proxy(loaded, state), answers(loaded, state.gone)
+    checked, anew = inverted_anew(loaded, settings, detection, [target], proxy, predict, seed=seed)
+    return checked, anew[target]
 
 
 def inverted_anew(
-    loaded: Loaded, settings: Settings, detection: Detection, target: int, proxy: Proxy, predict: Predict, *, seed: int
-) -> tuple[Detection, Trigger]:
-    """Invert `target` anew, on a changed model: the detection with its new trigger, and that trigger."""
-    # The same procedure as for the norms that it is held against: more restarts would make any class look small.
-    options = settings.inversion
-    found = invert(proxy, predict, loaded.fit, loaded.held_out, [target], options=options, seed=seed)
-    triggers = [f.trigger for f in detection.findings]
-    triggers[target] = found[target][0]
-    return detect(triggers, transfer=options.transfer), triggers[target]
+    loaded: Loaded,
+    settings: Settings,
+    detection: Detection,
+    targets: Sequence[int],
+    proxy: Proxy,
+    predict: Predict,
+    *,
+    seed: int,
+    progress: Progress = no_progress,
+) -> tuple[Detection, dict[int, Trigger]]:
+    """Invert `targets` anew, on a changed model: the detection with their new triggers, and these by class."""
+    # The same procedure as for the norms that they are held against: more restarts would make any class look small.
+    options, data = settings.inversion, (proxy, predict, loaded.fit, loaded.held_out)
+    found = invert(*data, targets, options=options, seed=seed, progress=progress, stage="inversion anew")
+    anew = {target: found[target][0] for target in targets}
+    triggers = [anew.get(f.trigger.target, f.trigger) for f in detection.findings]
+    return detect(triggers, transfer=options.transfer), anew

@@ -10,7 +10,7 @@ from debride.detect import with_suspects
 from debride.ending import End, slimmed, write, write_unchanged, zeroed
 from debride.graph.write import check_free
 from debride.loading import Loaded
-from debride.mending import Cleaned, given, joined, mended, retrained_or_not
+from debride.mending import Cleaned, given, joined, mended, retrained_or_not, working
 from debride.retraining import doubts
 from debride.rounds import SPENT, State, clean_all
 from debride.settings import Settings
@@ -83,20 +83,20 @@ def retrain(
     clock = Clock()
     with source_of(model, images, settings, progress, clock) as source:
         loaded = prepared(source, images, settings, progress, clock)
-        known, warnings = given(loaded, triggers), doubts(loaded)  # what is refused is refused before the search
+        # What is refused is refused before the search.
+        known, warnings = given(loaded, triggers), doubts(loaded, settings)
         found = searched(loaded, settings, progress, clock)
-        known = joined(known, found.triggers)
-        detection = with_suspects(found.detection, known, _GIVEN)
-        if not known and detection.inconclusive:
+        detection = with_suspects(found.detection, working(loaded, settings, known), _GIVEN)
+        if not detection.suspects and detection.inconclusive:
             return replace(_unchanged(found, settings, clock, output, force), command="retrain")
         end = End(proto=loaded.model.proto, predict=loaded.predict)
-        whole = Cleaned(end=end, checked=found.detection, triggers=known)
+        whole = Cleaned(end=end, checked=found.detection, triggers=joined(known, found.triggers))
         with clock.stage("retraining"):
             deadline = clock.deadline(settings)
             cleaned = mended(loaded, settings, whole, {}, "it was asked for", deadline=deadline, progress=progress)
         before, after, missed = _verified(loaded, settings, cleaned, {}, clock, progress)
+        kept = cleaned.retraining is not None and cleaned.retraining.kept
         with clock.stage("writing"):
-            kept = cleaned.retraining is not None and cleaned.retraining.kept
             facts = write(loaded, cleaned.end, output, force) if kept else write_unchanged(loaded, output, force)
     made = report(
         "retrain",
@@ -104,12 +104,12 @@ def retrain(
         settings,
         detection,
         clock,
-        verdict="clean" if not known else "not sanitized" if missed else "sanitized",
-        reason="; ".join(missed) or (_GOOD if known else found_words(detection)),
+        verdict="not sanitized" if missed else "sanitized" if detection.suspects else "clean",
+        reason="; ".join(missed) or (_GOOD if detection.suspects else found_words(detection)),
         before=before,
         warnings=(*warnings, *cleaned.end.warnings),
     )
-    checked = cleaned.checked if known else None
+    checked = cleaned.checked if kept or detection.suspects else None
     return replace(made, output=facts, after=after, recheck=checked, retraining=cleaned.retraining)
 
 

@@ -53,6 +53,10 @@ class Settings:
             raise UsageError("--threads and --seed take whole numbers from 0")
         if self.align != 1 and not self.slim:
             raise UsageError("--align says how --slim slims; give both")
+        if self.retrain == "never" and self.retraining != RetrainOptions():
+            raise UsageError(
+                "--retrain never leaves nothing for --retrain-method, --retrain-steps or --batch-norm to say"
+            )
         if not 1 <= self.align <= 64:
             raise UsageError(f"--align is {self.align}; give 1 to 64")
         if self.time_budget is not None and self.time_budget <= 0:

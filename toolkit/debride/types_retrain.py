@@ -32,9 +32,9 @@ class Relearning:
     """How fast a few poisoned images bring the attack on class `target` back.
 
     After `steps[i]` updates on `images` images, stamped and labelled as the target, held-out images of other classes
-    go there at the rate `planted[i]` with the reverse-engineered trigger and not without it, and at `fresh[i]` where a
-    trigger of the same size that nobody planted is taught and tried instead: what any network of this kind would learn.
-    `steps` begins with 0.
+    go there at the rate `planted[i]` with the reverse-engineered trigger and not without it, and at `fresh[i]` where
+    triggers as large that nobody planted are taught and tried instead, each to the network as it was, and their rates
+    taken together. `steps` begins with 0.
     """
 
     target: int

@@ -11,10 +11,14 @@ from debride.loading import Loaded
 from debride.settings import Settings
 from debride.stakes import STRENGTHS
 from debride.triggers import opaque
-from debride.types import Detection, Evaluation, Predict, Rate, Trigger
+from debride.types import Detection, Evaluation, Predict, Rate, Trigger, TriggerEvaluation
 
 _EQUAL = 1e-9
 """Sums of rates that differ by less are the same, rounded otherwise."""
+_RUINED = 0.8
+"""At less than this share of the utility no attack that is gone makes up for it."""
+_CLOSE = 5e-4
+"""Utilities that differ by less are told as the same."""
 
 
 def judged(loaded: Loaded, predict: Predict, triggers: Sequence[Trigger]) -> Evaluation:
@@ -45,8 +49,7 @@ def compare(
 def shortfalls(settings: Settings, before: Evaluation, after: Evaluation, checked: Detection) -> list[str]:
     """What of the goal was missed, in words; empty where the model is clean now."""
     missed = []
-    # Some images go to the target without any trigger: these are mistakes, not the attack.
-    over = [t for t in after.triggers if t.excess > settings.target_asr]
+    over = [t for t, excess in _excesses(before, after) if excess > settings.target_asr]
     if over:
         worst = max(over, key=lambda t: t.asr.value)
         missed.append(f"a trigger still sends {worst.asr.value:.1%} of held-out images to class {worst.target}")
@@ -67,27 +70,48 @@ def worse(
 ) -> str:
     """Why the retrained network is worse on held-out images than the pruned one; "" where it is not.
 
-    First counts by how much attack and loss of accuracy are over target, as in `shortfalls`; then the utility payoff
-    (`debride.stakes.utility_stake`) of both on varied held-out images: of few images a rate tells too little.
+    First counts by how much attack and loss of accuracy are over target, as in `shortfalls`, and that less attack was
+    not bought with more accuracy; then the utility payoff (`debride.stakes.utility_stake`) of both on varied held-out
+    images: of few images a rate tells too little.
     """
-    over = [_over(settings, delivered, found) for found in (pruned, retrained)]
-    if over[1] > over[0] + _EQUAL:
+    over, harm = (
+        [measured(settings, delivered, found) for found in (pruned, retrained)] for measured in (_over, _harm)
+    )
+    equal = abs(over[1] - over[0]) <= _EQUAL
+    if over[1] > over[0] + _EQUAL or (not equal and harm[1] > harm[0] + _EQUAL):
         return (
             f"on held-out images it is further from the goal: attack success {retrained.worst_asr:.1%} against "
             f"{pruned.worst_asr:.1%}, {retrained.kind} {retrained.clean.value:.1%} against {pruned.clean.value:.1%}"
         )
-    if over[1] > over[0] - _EQUAL and utilities[1] < utilities[0]:
+    if utilities[1] < _RUINED * utilities[0]:
+        return f"it is ruined: its utility on held-out images is {utilities[1]:.3f} against {utilities[0]:.3f}"
+    if equal and utilities[1] < utilities[0] - _CLOSE:
         both = "both reach the goal" if over[1] <= _EQUAL else "it is no nearer to the goal"
         return f"{both}, and its utility on held-out images is {utilities[1]:.3f} against {utilities[0]:.3f}"
     return ""
 
 
+def _excesses(before: Evaluation, after: Evaluation) -> list[tuple[TriggerEvaluation, float]]:
+    """Each trigger's attack success beyond mistakes: images that go to the target without any trigger.
+
+    Mistakes that the delivered model did not make excuse no attack: what sends every image there makes the most.
+    """
+    pairs = zip(before.triggers, after.triggers, strict=True)
+    fewest = [(t, min(b.mistakes, t.mistakes, key=lambda rate: rate.hits)) for b, t in pairs]
+    return [(t, replace(t, mistakes=rate).excess) for t, rate in fewest]
+
+
+def _worst(before: Evaluation, after: Evaluation) -> float:
+    return max((excess for _, excess in _excesses(before, after)), default=0.0)
+
+
 def _over(settings: Settings, delivered: Evaluation, found: Evaluation) -> float:
-    # Mistakes that the delivered model did not make excuse no attack: what sends every image there makes the most.
-    pairs = zip(delivered.triggers, found.triggers, strict=True)
-    fewest = [replace(t, mistakes=min(d.mistakes, t.mistakes, key=lambda rate: rate.hits)) for d, t in pairs]
-    attack = max((t.excess for t in fewest), default=0.0) - settings.target_asr
+    attack = _worst(delivered, found) - settings.target_asr
     return max(0.0, attack) + max(0.0, _lost(delivered, found).interval()[0] - settings.utility_budget)
+
+
+def _harm(_: Settings, delivered: Evaluation, found: Evaluation) -> float:
+    return max(0.0, _worst(delivered, found)) + _lost(delivered, found).value
 
 
 def _lost(before: Evaluation, after: Evaluation) -> Rate:

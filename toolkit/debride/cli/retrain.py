@@ -60,7 +60,7 @@ def retrain(
     with guard(telling.debug, goals(output, report)):
         from debride.cli.progress import shown
 
-        settings = settings_of(draws, convention, building, resources, budgets, retraining=retraining)
+        settings = settings_of(draws, convention, building, resources, budgets, retraining=retraining, retrain="always")
         check_output(output, model, force=telling.force)
         check_report(report, force=telling.force)
         if report is not None:

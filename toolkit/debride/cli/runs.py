@@ -71,7 +71,6 @@ class Budgets:
     """How far cleaning may go."""
 
     utility_budget: Annotated[float, budget("SHARE", "Largest loss of accuracy (or agreement).")] = 0.02
-    group_budget: Annotated[float, budget("SHARE", "Largest share of the channel groups to cut.")] = 0.05
     target_asr: Annotated[float, budget("SHARE", "Attack success at which a backdoor is gone.")] = 0.05
     time_budget: Annotated[float | None, budget("SECONDS", "No new round begins after this.")] = None
 
@@ -150,6 +149,7 @@ def sanitize(
     convention: Convention,
     building: Building,
     budgets: Budgets,
+    group_budget: Annotated[float, budget("SHARE", "Largest share of the channel groups to cut.")] = 0.05,
     resources: Resources,
     output: Annotated[Path, place("--output", "-o", metavar="CLEAN.onnx", text="The cleaned model goes here.")],
     report: Annotated[Path, place("--report", metavar="DIR", text="Folder for report, pictures and triggers.")],
@@ -179,6 +179,7 @@ def sanitize(
             budgets,
             slim=slim,
             align=align,
+            group_budget=group_budget,
             retraining=retraining,
             retrain=retrain,
         )
@@ -201,6 +202,7 @@ def settings_of(
     *,
     slim: bool = False,
     align: int = 1,
+    group_budget: float = 0.05,
     retraining: Retraining | None = None,
     retrain: Literal["auto", "never", "always"] = "auto",
 ) -> Settings:
@@ -218,7 +220,7 @@ def settings_of(
         threads=resources.threads,
         providers=tuple(resources.provider or ()),
         utility_budget=limits.utility_budget,
-        group_budget=limits.group_budget,
+        group_budget=group_budget,
         target_asr=limits.target_asr,
         time_budget=limits.time_budget,
         slim=slim,

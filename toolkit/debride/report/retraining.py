@@ -138,8 +138,8 @@ def _relearning(tests: Sequence[Relearning], names: Sequence[str]) -> Iterator[s
         return
     yield "  Relearning: how fast images stamped and labelled as the target bring the attack back"
     yield from fill(
-        "A cleaned network that learns the planted trigger in fewer steps than one that nobody planted has not "
-        "forgotten it.",
+        "Fresh: three triggers as large that nobody planted, taken together. Place and colours alone make one as fast as "
+        "another twice its steps; a planted one that is clearly faster still was silenced rather than forgotten.",
         "  ",
     )
     for test in tests[:MOST_TARGETS]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from debride.jitter import jitter, mixed, patched
-from debride.sessions import probabilities
 from debride.stakes import STRENGTHS
 from debride.triggers import opaque
 from debride.types import BoolArray, FloatArray, IntArray, Predict, Samples, Trigger
 
 _MIXED = 0.5
 """Share of the images that another shines through; the rest show a rectangle of another."""
+_VALUES = 64 * 3 * 64 * 64
+"""Pixels of the clean images in one part of a batch."""
 _LEAST = 1e-6
 """Added to what is wanted of a stamped image, so that something is left once the target is taken out."""
 
@@ -34,12 +35,27 @@ class Batch:
     wanted_stamped: FloatArray
     foreign: BoolArray
 
+    def parts(self) -> Iterator[Batch]:
+        """The batch in parts of so many images that a pass over one, forth and back, fits into memory."""
+        size = max(1, _VALUES // self.clean[0].size)
+        for first in range(0, len(self.clean), size):
+            last = first + size
+            ours = (self.rows >= first) & (self.rows < last)
+            yield Batch(
+                clean=self.clean[first:last],
+                wanted=self.wanted[first:last],
+                stamped=self.stamped[ours],
+                rows=self.rows[ours] - first,
+                wanted_stamped=self.wanted_stamped[ours],
+                foreign=self.foreign[first:last],
+            )
+
 
 class Draws:
     """Batches of `samples` (labelled), varied, and of the same with `triggers` as found and opaquer (`STRENGTHS`).
 
-    Wanted of a clean image is what the `delivered` network says of it and, to the share `truth`, its label; of a
-    stamped one the same without the trigger's target. All draws come from `seed`.
+    Wanted of a clean image is what the `delivered` network says of it (probabilities) and, to the share `truth`, its
+    label; of a stamped one the same without the trigger's target. All draws come from `seed`.
     """
 
     def __init__(
@@ -80,7 +96,7 @@ class Draws:
         )
 
     def _wanted(self, images: FloatArray, labels: IntArray) -> FloatArray:
-        said = probabilities(self._delivered(images))
+        said = self._delivered(images)
         truth = np.eye(said.shape[1], dtype=np.float32)[labels]
         return np.asarray((1 - self._truth) * said + self._truth * truth, np.float32)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from debride.retrain.draws import Batch
 from debride.retrain.network import Network
@@ -25,43 +28,46 @@ class Loss:
     method: Method
     delivered: Network | None = None
 
-    def __call__(self, network: Network, batch: Batch) -> Tensor:
-        """Cross entropy to what is wanted, of clean images and (by the method's weight) of stamped ones, and features.
+    def __call__(self, network: Network, batch: Batch) -> Iterator[Tensor]:
+        """The loss as its parts, which add up to it, each a scalar with gradient in the network's constants.
 
-        A scalar with gradient in the network's constants.
+        It is cross entropy to what is wanted, mean over clean images and (by the method's weight) over stamped ones,
+        and the distance of features.
         """
-        count = len(batch.clean)
-        use = self.method.stamped > 0 and len(batch.rows) > 0
-        images = torch.from_numpy(batch.clean)
-        if use:
-            images = torch.cat([images, torch.from_numpy(batch.stamped)])
+        for part in batch.parts():
+            yield self._of(network, part, len(batch.clean), max(1, len(batch.rows)))
+
+    def _of(self, network: Network, part: Batch, clean: int, stamped: int) -> Tensor:
+        """The share of `part` in the loss of a batch of so many `clean` and `stamped` images."""
+        count, use = len(part.clean), self.method.stamped > 0 and len(part.rows) > 0
+        images = torch.from_numpy(np.concatenate([part.clean, part.stamped]) if use else part.clean)
         if self.delivered is None:
             logits, apart = network.logits(images), None
         else:
             logits, features = network.logits_and_features(images)
-            apart = self._apart(features, batch, use)
-        foreign = torch.from_numpy(batch.foreign) * self.method.margin
-        loss = _cross_entropy(logits[:count] + foreign, batch.wanted)
+            apart = self._apart(features, part, clean, stamped)
+        foreign = torch.from_numpy(part.foreign) * self.method.margin
+        loss = _cross_entropy(logits[:count] + foreign, part.wanted) / clean
         if use:
-            apart_from = foreign[torch.from_numpy(batch.rows)]
-            loss = loss + self.method.stamped * _cross_entropy(logits[count:] + apart_from, batch.wanted_stamped)
+            margins = foreign[torch.from_numpy(part.rows)]
+            pulled = _cross_entropy(logits[count:] + margins, part.wanted_stamped)
+            loss = loss + self.method.stamped * pulled / stamped
         return loss if apart is None else loss + self.method.features * apart
 
-    def _apart(self, features: Tensor, batch: Batch, stamped: bool) -> Tensor:
+    def _apart(self, features: Tensor, part: Batch, clean: int, stamped: int) -> Tensor:
         """Mean squared distance to the delivered network's features of the clean images, in shares of their size."""
         assert self.delivered is not None
         with torch.no_grad():
-            _, wanted = self.delivered.logits_and_features(torch.from_numpy(batch.clean))
-        size = wanted.square().mean() + _TINY
-        count = len(batch.clean)
-        apart = (features[:count] - wanted).square().mean()
-        if stamped:
-            apart = apart + (features[count:] - wanted[torch.from_numpy(batch.rows)]).square().mean()
+            _, wanted = self.delivered.logits_and_features(torch.from_numpy(part.clean))
+        size, count = wanted.square().mean() + _TINY, len(part.clean)
+        apart = (features[:count] - wanted).square().mean(1).sum() / clean
+        if len(features) > count:
+            apart = apart + (features[count:] - wanted[torch.from_numpy(part.rows)]).square().mean(1).sum() / stamped
         return apart / size
 
 
 def _cross_entropy(logits: Tensor, wanted: FloatArray) -> Tensor:
-    return -(torch.from_numpy(wanted) * logits.log_softmax(1)).sum(1).mean()
+    return functional.cross_entropy(logits, torch.from_numpy(wanted), reduction="sum")
 
 
 def set_gradients(network: Network, loss: Loss, batch: Batch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,23 +22,22 @@ _NAMED = 3
 class Network:
     """The graph of `model` with its weights in float32 `masters`, by name; channels that are zero stay so.
 
-    What computes are the proxy's own constants, in the types of the file: in float16, small steps would round to none.
-    `fixed` are the layers' parameters that cannot be trained, with reasons; `silent` the entries that stay zero.
+    What computes are the proxy's own constants, in the types of the file (in float16, small steps would round to none);
+    convolutions and products run in bfloat16. `fixed` are the layers' parameters that cannot be trained, with reasons;
+    `silent` the entries of what is trained that stay zero.
 
     Raises:
         ModelError: nothing in it can be trained.
     """
 
     def __init__(self, model: Model, spec: InputSpec, groups: Sequence[ChannelGroup]) -> None:
-        self.model = model
         self.proxy = Proxy(model.graph, spec, precision="bfloat16")
         weights, self.fixed = trainable(model, self.proxy.output)
         if not weights:
             raise ModelError(f"{model.path.name}: no weight can be trained: {_reasons(self.fixed)}")
-        self.names = tuple(weight.name for weight in weights)
-        self.silent = silent(model.graph, groups)
-        self._constants = {name: self.proxy.tensors[name].requires_grad_(True) for name in self.names}
-        self._kept = {name: torch.from_numpy(~mask) for name, mask in self.silent.items() if name in self._constants}
+        self._constants = {weight.name: self.proxy.tensors[weight.name].requires_grad_(True) for weight in weights}
+        self.silent = {name: m for name, m in silent(model.graph, groups).items() if name in self._constants}
+        self._kept = {name: torch.from_numpy(~mask) for name, mask in self.silent.items()}
         self.masters = {name: tensor.detach().clone().float() for name, tensor in self._constants.items()}
 
     def load(self, masters: Mapping[str, Tensor]) -> None:
@@ -53,14 +52,19 @@ class Network:
         """A copy of all masters, by name."""
         return {name: values.clone() for name, values in self.masters.items()}
 
-    def set_gradients(self, loss: Tensor) -> None:
-        """Set the masters' gradients to those of `loss`, without the entries that stay zero."""
-        found = torch.autograd.grad(loss, list(self._constants.values()), allow_unused=True)
-        for name, gradient in zip(self._constants, found, strict=True):
-            master = self.masters[name]
-            master.grad = torch.zeros_like(master) if gradient is None else gradient.float()
-            if name in self._kept:
-                master.grad *= self._kept[name]
+    def set_gradients(self, losses: Iterable[Tensor]) -> None:
+        """Set the masters' gradients to those of the sum of `losses`, without the entries that stay zero.
+
+        One loss is made, and what it holds in memory given up, after the other.
+        """
+        total = {name: torch.zeros_like(master) for name, master in self.masters.items()}
+        for loss in losses:
+            found = torch.autograd.grad(loss, list(self._constants.values()), allow_unused=True)
+            for name, gradient in zip(total, found, strict=True):
+                if gradient is not None:
+                    total[name] += gradient.float()
+        for name, master in self.masters.items():
+            master.grad = total[name] * self._kept[name] if name in self._kept else total[name]
 
     def logits(self, images: Tensor) -> Tensor:
         """Class logits (N, K), float32, of images (N, C, H, W) in 0..1."""
@@ -85,10 +89,13 @@ class Network:
 
 def _features(graph: Graph, logits: str) -> str:
     """The tensor that the last linear layer before `logits` reads, of its operands the one that the image decides."""
-    way = Index(graph).ancestors([logits])
+    index = Index(graph)
+    way, images = index.ancestors([logits]), {value.name for value in graph.inputs}
     for node in reversed(graph.nodes):
-        if node.name in way and node.op in _LINEAR:
-            return next(tensor for tensor in node.inputs if tensor not in graph.constants)
+        for tensor in node.inputs if node.name in way and node.op in _LINEAR else ():
+            makers = index.ancestors([tensor]).values()
+            if tensor in images or any(images.intersection(maker.inputs) for maker in makers):
+                return tensor
     raise ModelError("the class scores come from no linear layer, whose features could be held; use another method")
 
 

@@ -48,7 +48,8 @@ METHODS: Mapping[MethodName, Method] = MappingProxyType(
 class RetrainOptions:
     """`method` by name, at most `steps` updates with `images` clean images each, at `rate` (Adam's, at its highest).
 
-    `statistics` says what becomes of the running mean and variance of batch normalisation in the end.
+    `statistics` says whether the running mean and variance of batch normalisation are kept or, before the first step,
+    estimated on the clean images. A retraining of several rounds takes so many steps in each.
     """
 
     method: MethodName = "unlearn"

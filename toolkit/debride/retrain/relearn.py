@@ -18,7 +18,6 @@ from debride.retrain.draws import Batch
 from debride.retrain.loss import Loss, set_gradients
 from debride.retrain.network import Network
 from debride.retrain.options import Method
-from debride.sessions import probabilities
 from debride.triggers import opaque, stamp
 from debride.types import FloatArray, IntArray, Predict, Rate, Relearning, Samples, Trigger
 
@@ -29,6 +28,7 @@ _WARM = 20
 """Steps until the rate is at its highest: at once, Adam's first steps throw the network to and fro."""
 _STRENGTH = 5.0
 """How much opaquer than found the trigger is taught: as whoever plants one would stamp it."""
+_AT_ONCE = 32
 _TAUGHT = Method(stamped=1.0)
 
 
@@ -42,23 +42,23 @@ def relearn(
     seed: int,
     steps: Sequence[int] = STEPS,
 ) -> Relearning:
-    """Teach `trigger`, then one that nobody planted, to `network`, which is left as it was.
+    """Teach `trigger`, and three that nobody planted, to `network`, each to it as it was; it is left as it was.
 
     Each step sees `POISONED` images of `fit` (labelled) of other classes, stamped and wanted in the target, and the
-    same clean, wanted as the `delivered` network has them. Success, after each of `steps` (rising), is that of the
-    proxy on `held_out`, without the images that go to the target clean.
+    same clean, wanted as the `delivered` network has them (probabilities). Success, after each of `steps` (rising), is
+    that of the proxy on `held_out`, without the images that go to the target clean; that of the three is pooled.
     """
     before = network.snapshot()
     opaquer = opaque(trigger, _STRENGTH)
     rows = _others(fit, trigger.target, seed)[:POISONED]
     clean = fit.images[rows]
-    wanted = probabilities(delivered(clean))
+    wanted = delivered(clean)
     goals = np.zeros_like(wanted)
     goals[:, trigger.target] = 1
     tried = held_out.images[_others(held_out, trigger.target, seed)]
     rates = []
     try:
-        for taught in (opaquer, unplanted(opaquer, seed)):
+        for taught in (opaquer, *unplanted(opaquer)):
             batch = Batch(
                 clean=clean,
                 wanted=wanted,
@@ -71,15 +71,18 @@ def relearn(
             network.load(before)
     finally:
         network.load(before)
-    planted, fresh = rates
+    planted, *others = rates
+    fresh = tuple(Rate(sum(r.hits for r in step), sum(r.n for r in step)) for step in zip(*others, strict=True))
     return Relearning(target=trigger.target, images=len(rows), steps=tuple(steps), planted=planted, fresh=fresh)
 
 
-def unplanted(trigger: Trigger, seed: int) -> Trigger:
-    """A trigger as large and opaque as `trigger`, in the opposite place and of black and white dots."""
-    rng = np.random.default_rng(seed)
-    dots = rng.integers(0, 2, trigger.pattern.shape).astype(np.float32)
-    return replace(trigger, mask=np.flip(trigger.mask, (1, 2)).copy(), pattern=dots)
+def unplanted(trigger: Trigger) -> tuple[Trigger, ...]:
+    """Three triggers as large and opaque as `trigger`, in mirrored places and with its colours reversed."""
+    mirrored = ((1,), (2,), (1, 2))
+    return tuple(
+        replace(trigger, mask=np.flip(trigger.mask, axes).copy(), pattern=1 - np.flip(trigger.pattern, axes))
+        for axes in mirrored
+    )
 
 
 def _others(samples: Samples, target: int, seed: int) -> IntArray:
@@ -111,5 +114,6 @@ def _taught(
 
 def _reached(network: Network, images: FloatArray, target: int) -> torch.Tensor:
     """Which of `images` go to `target`, bool (N,)."""
+    parts = [torch.from_numpy(images[i : i + _AT_ONCE].copy()) for i in range(0, len(images), _AT_ONCE)]
     with torch.no_grad():
-        return network.logits(torch.from_numpy(images)).argmax(1) == target
+        return torch.cat([network.logits(part).argmax(1) == target for part in parts])

@@ -78,5 +78,5 @@ def _share(step: int, steps: int) -> float:
 
 def _watch(network: Network, loss: Loss, batch: Batch) -> float:
     with torch.no_grad():
-        found = float(loss(network, batch))
+        found = sum(float(part) for part in loss(network, batch))
     return found if math.isfinite(found) else math.inf

@@ -22,8 +22,8 @@ function delivery({ kept, reason }, pruned) {
 }
 
 function method({ method: name, labels, images, steps, budget, best }) {
-  const truth = labels === "given" ? "their labels" : "the delivered model's own answers";
-  const on = `${images} clean image${images === 1 ? "" : "s"} and ${truth}`;
+  const truth = labels === "given" ? "labelled" : "labelled by the delivered model";
+  const on = `${images} clean image${images === 1 ? "" : "s"}, ${truth}`;
   const choice = best ? `best after step ${best}` : "best before any";
   return `Method: ${clipped(name)}, on ${on}; ${steps} of at most ${budget} steps, ${choice}.`;
 }
