@@ -28,7 +28,7 @@ clean draws are flagged in 3.5 and 9.2 % (10 classes), 7.4 and 13.5 % (43 classe
 models spread by 0.2 to 0.4, and the smallest of their norms was 0.40 of the median."""
 _FEW_RATIO = 0.25
 """... and with few classes, of the median of the other classes."""
-_LARGEST = 0.2
+LARGEST = 0.2
 """A suspect's mask covers at most this share of the image: a trigger, not another picture."""
 _TINY = 0.005
 """When the median trigger is below this share of the image, any class is reached so easily that none stands out."""
@@ -95,7 +95,7 @@ def _judge(trigger: Trigger, norms: DoubleArray, row: int, anomaly: float, thres
         return "no image of another class to try its trigger on"
     if trigger.success.value < transfer:
         return f"its trigger works on {trigger.success.value:.0%} of unseen images only"
-    if trigger.l1 > _LARGEST * trigger.mask.size:
+    if trigger.l1 > LARGEST * trigger.mask.size:
         return f"its trigger covers {trigger.l1 / trigger.mask.size:.0%} of the image"
     if len(norms) < _FEWEST:
         others = float(np.median(np.delete(norms, row)))

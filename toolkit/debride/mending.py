@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from debride.detect import LARGEST
 from debride.ending import End, told
 from debride.errors import ReportError
 from debride.loading import Loaded
@@ -17,7 +18,7 @@ from debride.settings import Settings
 from debride.stakes import utility_stake, variations
 from debride.triggers import load_trigger
 from debride.types import Detection, Predict, Progress, Retraining, Trigger
-from debride.verdict import compare, shortfalls, worse
+from debride.verdict import compare, forgotten, shortfalls, worse
 
 _CHEAP = 0.002
 """Less utility than that is no price of pruning."""
@@ -56,6 +57,11 @@ def given(loaded: Loaded, files: Sequence[Path]) -> dict[int, tuple[Trigger, ...
             raise ReportError(
                 f"{path}: a trigger of shape {trigger.pattern.shape}, and the model takes images of {shape}; give one "
                 "that was made for this model"
+            )
+        if trigger.l1 > LARGEST * trigger.mask.size:
+            raise ReportError(
+                f"{path}: a mask over {trigger.l1 / trigger.mask.size:.0%} of the image is another picture and no "
+                f"trigger; give one of at most {LARGEST:.0%}"
             )
         known[trigger.target] = (*known.get(trigger.target, ()), trigger)
     return known
@@ -155,7 +161,7 @@ def tried(
     delivered, pruned = compare(loaded, before.end.predict, made.triggers, acquitted)
     _, after = compare(loaded, made.predict, made.triggers, acquitted)
     rates, utilities = (delivered, pruned, after), _utilities(loaded, settings, before.end.predict, made.predict)
-    against = _against(before, made) or worse(settings, *rates, utilities)
+    against = _against(loaded, before, made) or worse(settings, *rates, utilities)
     facts = Retraining(
         method=settings.retraining.method,
         kept=not against,
@@ -176,10 +182,15 @@ def tried(
     return Cleaned(end=end, checked=made.checked, triggers=made.triggers, retraining=facts)
 
 
-def _against(before: Cleaned, made: Retrained) -> str:
+def _against(loaded: Loaded, before: Cleaned, made: Retrained) -> str:
     """What speaks against a retrained network whatever its rates; "" where nothing does."""
-    if not made.changes:
+    if not made.changes or (not made.course.best and made.statistics != "estimated"):
         return _NOTHING if made.course.steps else _LATE
+    gone = set(forgotten(loaded, made.predict, made.triggers)) - set(
+        forgotten(loaded, before.end.predict, made.triggers)
+    )
+    if gone:
+        return f"it knows no held-out image of class {min(gone)} any more"
     fresh = sorted(set(made.checked.suspects) - set(before.checked.suspects))
     return f"a newly inverted trigger stands out in it (class {', '.join(map(str, fresh))})" if fresh else ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -26,6 +27,8 @@ def read_npz(
 
     Raises `error` where the file is no `.npz`, holds object arrays, or expands to more than `max_bytes`.
     """
+    if not path.is_file():
+        raise error(f"{path}: no such file; give an .npz file")
     try:
         with zipfile.ZipFile(path) as archive:
             if len(archive.infolist()) > _MAX_MEMBERS:
@@ -42,6 +45,8 @@ def read_npz(
         zipfile.BadZipFile,
         NotImplementedError,
         RuntimeError,
+        SyntaxError,
+        tokenize.TokenError,
         zlib.error,
     ) as failure:
         raise error(f"{path}: cannot be read as .npz ({failure}); write it with numpy.savez_compressed") from failure

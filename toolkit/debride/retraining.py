@@ -73,7 +73,7 @@ def doubts(loaded: Loaded, settings: Settings) -> tuple[str, ...]:
     Raises `ImagesError` where it would do harm: labels that contradict the delivered model nearly everywhere.
     `ModelError` where nothing in the model can be trained, or not in the way that is asked for.
     """
-    Network(loaded.model, loaded.spec, ())
+    Network(loaded.model, loaded.spec, ()).check(loaded.fit.images[:1])
     options = settings.retraining
     if loaded.model.bound and (METHODS[options.method].features or options.statistics == "estimate"):
         raise ModelError(

@@ -16,7 +16,7 @@ from debride.rounds import SPENT, State, clean_all
 from debride.settings import Settings
 from debride.stages import Clock, Search, found_words, prepared, report, search, searched, source_of, worst_first
 from debride.types import Evaluation, Progress, Report, Trigger, Verdict, no_progress
-from debride.verdict import compare, judged, shortfalls
+from debride.verdict import compare, forgotten, judged, shortfalls
 
 _GOOD = "the trigger no longer works and no new one stands out"
 _NOTHING_CUT = "nothing was cut, so nothing was slimmed; `debride slim` takes channels out that are zero already"
@@ -170,6 +170,8 @@ def _verified(
         progress("verification", 0, 1)
         before, after = compare(loaded, cleaned.end.predict, cleaned.triggers, acquitted)
         missed = shortfalls(settings, before, after, cleaned.checked)
+        gone = forgotten(loaded, cleaned.end.predict, cleaned.triggers)
+        missed += [f"no held-out image of class {target} is known any more" for target in gone]
         progress("verification", 1, 1)
     return before, after, missed
 

@@ -59,7 +59,7 @@ class Settings:
             )
         if not 1 <= self.align <= 64:
             raise UsageError(f"--align is {self.align}; give 1 to 64")
-        if self.time_budget is not None and self.time_budget <= 0:
+        if self.time_budget is not None and not 0 < self.time_budget < float("inf"):
             raise UsageError(f"--time-budget is {self.time_budget}; give seconds above 0")
 
     def as_report(self) -> dict[str, Any]:

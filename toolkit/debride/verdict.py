@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -15,6 +15,7 @@ from debride.types import Detection, Evaluation, Predict, Rate, Trigger, Trigger
 
 _EQUAL = 1e-9
 """Sums of rates that differ by less are the same, rounded otherwise."""
+_KNOWN = 2
 _RUINED = 0.8
 """At less than this share of the utility no attack that is gone makes up for it."""
 _CLOSE = 5e-4
@@ -49,7 +50,7 @@ def compare(
 def shortfalls(settings: Settings, before: Evaluation, after: Evaluation, checked: Detection) -> list[str]:
     """What of the goal was missed, in words; empty where the model is clean now."""
     missed = []
-    over = [t for t, excess in _excesses(before, after) if excess > settings.target_asr]
+    over = [t for t, excess in _excesses(after, before) if excess > settings.target_asr]
     if over:
         worst = max(over, key=lambda t: t.asr.value)
         missed.append(f"a trigger still sends {worst.asr.value:.1%} of held-out images to class {worst.target}")
@@ -74,9 +75,14 @@ def worse(
     not bought with more accuracy; then the utility payoff (`debride.stakes.utility_stake`) of both on varied held-out
     images: of few images a rate tells too little.
     """
-    over, harm = (
-        [measured(settings, delivered, found) for found in (pruned, retrained)] for measured in (_over, _harm)
-    )
+    three = (delivered, pruned, retrained)
+    attacks = [max((e for _, e in _excesses(found, *three)), default=0.0) for found in (pruned, retrained)]
+    losses = [_lost(delivered, found) for found in (pruned, retrained)]
+    over = [
+        max(0.0, attack - settings.target_asr) + max(0.0, lost.interval()[0] - settings.utility_budget)
+        for attack, lost in zip(attacks, losses, strict=True)
+    ]
+    harm = [max(0.0, attack) + lost.value for attack, lost in zip(attacks, losses, strict=True)]
     equal = abs(over[1] - over[0]) <= _EQUAL
     if over[1] > over[0] + _EQUAL or (not equal and harm[1] > harm[0] + _EQUAL):
         return (
@@ -91,27 +97,31 @@ def worse(
     return ""
 
 
-def _excesses(before: Evaluation, after: Evaluation) -> list[tuple[TriggerEvaluation, float]]:
+def _excesses(found: Evaluation, *others: Evaluation) -> list[tuple[TriggerEvaluation, float]]:
     """Each trigger's attack success beyond mistakes: images that go to the target without any trigger.
 
-    Mistakes that the delivered model did not make excuse no attack: what sends every image there makes the most.
+    Mistakes that one of the `others` (of the same triggers) does not make excuse no attack: a network that sends every
+    image there makes the most.
     """
-    pairs = zip(before.triggers, after.triggers, strict=True)
-    fewest = [(t, min(b.mistakes, t.mistakes, key=lambda rate: rate.hits)) for b, t in pairs]
-    return [(t, replace(t, mistakes=rate).excess) for t, rate in fewest]
+    fewest = [
+        min((t.mistakes for t in same), key=lambda rate: rate.hits)
+        for same in zip(found.triggers, *(other.triggers for other in others), strict=True)
+    ]
+    return [(t, replace(t, mistakes=rate).excess) for t, rate in zip(found.triggers, fewest, strict=True)]
 
 
-def _worst(before: Evaluation, after: Evaluation) -> float:
-    return max((excess for _, excess in _excesses(before, after)), default=0.0)
+def forgotten(loaded: Loaded, predict: Predict, targets: Iterable[int]) -> tuple[int, ...]:
+    """The classes of `targets` whose held-out images `predict` knows no more: none, where two or more were known.
 
-
-def _over(settings: Settings, delivered: Evaluation, found: Evaluation) -> float:
-    attack = _worst(delivered, found) - settings.target_asr
-    return max(0.0, attack) + max(0.0, _lost(delivered, found).interval()[0] - settings.utility_budget)
-
-
-def _harm(_: Settings, delivered: Evaluation, found: Evaluation) -> float:
-    return max(0.0, _worst(delivered, found)) + _lost(delivered, found).value
+    A network that has learnt never to say a target's class has no attack left, and is no use.
+    """
+    gone = []
+    for target in sorted(targets):
+        images = loaded.held_out.images[loaded.held_out.labels == target]
+        if len(images):
+            known, still = ((p(images).argmax(axis=1) == target).sum() for p in (loaded.predict, predict))
+            gone += [target] if known >= _KNOWN and not still else []
+    return tuple(gone)
 
 
 def _lost(before: Evaluation, after: Evaluation) -> Rate:

@@ -94,12 +94,15 @@ def put(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def check_output(output: Path | None, model: Path, *, force: bool) -> None:
-    """Raises `UsageError` where `output` exists (unless `force`), is the model itself or has no folder to lie in."""
+def check_output(output: Path | None, model: Path, *, force: bool, what: str = "the model") -> None:
+    """Raises `UsageError` where `output` exists (unless `force`), is the input `model` or has no folder to lie in.
+
+    `what` names that input.
+    """
     if output is None:
         return
     if output.exists() and model.exists() and output.samefile(model):
-        raise UsageError(f"{output}: --output is the model itself; give another path")
+        raise UsageError(f"{output}: --output is {what} itself; give another path")
     if output.is_dir() or not output.parent.is_dir():
         raise UsageError(f"{output}: {'is a folder' if output.is_dir() else 'its folder does not exist'}; give a file")
     if not os.access(output.parent, os.W_OK):

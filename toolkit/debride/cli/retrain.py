@@ -62,6 +62,8 @@ def retrain(
 
         settings = settings_of(draws, convention, building, resources, budgets, retraining=retraining, retrain="always")
         check_output(output, model, force=telling.force)
+        for file in trigger or ():
+            check_output(output, file, force=telling.force, what="the trigger")
         check_report(report, force=telling.force)
         if report is not None:
             check_apart(output, report)

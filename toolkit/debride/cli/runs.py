@@ -247,6 +247,10 @@ def check_apart(output: Path, report: Path) -> None:
     """Raise `UsageError` where the model and the report would go to one place."""
     if output.resolve() == report.resolve():
         raise UsageError(f"{output}: --output and --report are the same; give a file and a folder")
+    from debride.report.write import OURS
+
+    if output.resolve().parent == report.resolve() and OURS.fullmatch(output.name):
+        raise UsageError(f"{output}: the report writes a file of that name there; give another --output")
 
 
 def tell(found: Report, folder: Path | None, output: Path | None, telling: Telling) -> None:

@@ -138,8 +138,8 @@ def _relearning(tests: Sequence[Relearning], names: Sequence[str]) -> Iterator[s
         return
     yield "  Relearning: how fast images stamped and labelled as the target bring the attack back"
     yield from fill(
-        "Fresh: three triggers as large that nobody planted, taken together. Place and colours alone make one as fast as "
-        "another twice its steps; a planted one that is clearly faster still was silenced rather than forgotten.",
+        "Fresh: three triggers as large that nobody planted, taken together. Place and colours alone make one twice as "
+        "fast as another; a planted one that is clearly faster still was silenced rather than forgotten.",
         "  ",
     )
     for test in tests[:MOST_TARGETS]:

@@ -20,7 +20,7 @@ _NAMED = 3
 
 
 class Network:
-    """The graph of `model` with its weights in float32 `masters`, by name; channels that are zero stay so.
+    """The graph of `model` with its weights as `masters` by name (float32, or float64); channels that are zero stay so.
 
     What computes are the proxy's own constants, in the types of the file (in float16, small steps would round to none);
     convolutions and products run in bfloat16. `fixed` are the layers' parameters that cannot be trained, with reasons;
@@ -38,7 +38,12 @@ class Network:
         self._constants = {weight.name: self.proxy.tensors[weight.name].requires_grad_(True) for weight in weights}
         self.silent = {name: m for name, m in silent(model.graph, groups).items() if name in self._constants}
         self._kept = {name: torch.from_numpy(~mask) for name, mask in self.silent.items()}
-        self.masters = {name: tensor.detach().clone().float() for name, tensor in self._constants.items()}
+        self.masters = {name: _wide(tensor.detach().clone()) for name, tensor in self._constants.items()}
+
+    def check(self, images: FloatArray) -> None:
+        """Raise `ModelError` where the scores of `images` (N, C, H, W) depend on no weight that can be trained."""
+        if not self.logits(torch.from_numpy(images.copy())).requires_grad:
+            raise ModelError("no weight can be trained: what the image becomes is rounded or cast behind all of them")
 
     def load(self, masters: Mapping[str, Tensor]) -> None:
         """Compute with `masters`, by name, from here on."""
@@ -62,7 +67,7 @@ class Network:
             found = torch.autograd.grad(loss, list(self._constants.values()), allow_unused=True)
             for name, gradient in zip(total, found, strict=True):
                 if gradient is not None:
-                    total[name] += gradient.float()
+                    total[name] += gradient.to(total[name].dtype)
         for name, master in self.masters.items():
             master.grad = total[name] * self._kept[name] if name in self._kept else total[name]
 
@@ -85,6 +90,10 @@ class Network:
     def arrays(self) -> dict[str, FloatArray]:
         """The masters by name, to be written into the file."""
         return {name: values.numpy().copy() for name, values in self.masters.items()}
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _features(graph: Graph, logits: str) -> str:

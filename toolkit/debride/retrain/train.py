@@ -52,14 +52,16 @@ def train(
     every = max(1, math.ceil(options.steps / _CHECKS))
     best, kept = Course(steps=0, best=0, loss=_watch(network, loss, watched)), network.snapshot()
     step = 0
-    while step < options.steps and not (deadline is not None and time.monotonic() > deadline):
+    late = deadline is not None and time.monotonic() > deadline
+    while step < options.steps and not late:
         set_gradients(network, loss, draws(options.images))
         optimizer.step()
         rate.step()
         network.load(network.masters)
         step += 1
         progress(stage, step, options.steps, f"loss {best.loss:.3f}")
-        if step % every and step < options.steps:
+        late = deadline is not None and time.monotonic() > deadline
+        if step % every and step < options.steps and not late:
             continue
         now = _watch(network, loss, watched)
         if now < best.loss:
