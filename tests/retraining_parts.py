@@ -11,6 +11,7 @@ from debride.retrain.loss import Loss
 from debride.retrain.network import Network
 from debride.retrain.options import Method, RetrainOptions
 from debride.retrain.train import train
+from debride.sessions import probabilities
 from debride.types import InputSpec, Rate, Samples, Trigger
 from trainable_models import groups_of, plain, read
 
@@ -34,8 +35,8 @@ def samples(n=24, seed=0):
 
 
 def says(x):
-    """The delivered model: as sure of the brightest channel as ten times its lead."""
-    return 10 * x.mean(axis=(2, 3))
+    """The delivered model's probabilities: as sure of the brightest channel as ten times its lead."""
+    return probabilities(10 * x.mean(axis=(2, 3)))
 
 
 def trigger(target=1):
@@ -62,9 +63,20 @@ def look(method=PLAIN):
     return draws(method, seed=9)(64)
 
 
+def loss_of(method=PLAIN, proto=None):
+    """The loss of `method`, held to the features of `proto` where it asks for any."""
+    return Loss(method, made(proto) if method.features else None)
+
+
+def value(loss, network, batch):
+    """The loss as a number: the sum of its parts."""
+    with torch.no_grad():
+        return sum(float(part) for part in loss(network, batch))
+
+
 def trained(network, method=PLAIN, options=QUICK, **more):
-    delivered = Network(network.model, SPEC, ()) if method.features else None
-    return train(network, Loss(method, delivered), draws(method), look(method), options, **more)
+    """`network`, made of `plain()`, trained by `method`."""
+    return train(network, loss_of(method), draws(method), look(method), options, **more)
 
 
 def same(one, other):

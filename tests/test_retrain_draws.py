@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from debride.retrain import draws as drawing
 from debride.retrain.draws import Draws
 from debride.types import Rate, Samples, Trigger
 
@@ -26,8 +27,9 @@ def trigger(target, opacity=1.0, depth=3, corner=0):
 
 
 def says(images):
-    """Scores (N, 4) that depend on the image, and are sure of nothing."""
-    return np.stack([(k + 1) * images[:, 0, k, k] for k in range(CLASSES)], axis=1)
+    """Probabilities (N, 4) that depend on the image, and are sure of nothing."""
+    found = np.stack([(k + 1) * images[:, 0, k, k] for k in range(CLASSES)], axis=1)
+    return found / found.sum(axis=1, keepdims=True)
 
 
 def draws(*triggers, truth=0.5, seed=0, **more):
@@ -65,9 +67,7 @@ def test_images_are_the_samples_varied_not_themselves():
 def test_of_clean_images_the_label_is_wanted_to_the_share_of_truth():
     for truth in (0.0, 0.3, 1.0):
         batch = draws(truth=truth)(64)
-        scores = says(batch.clean)
-        said = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-        rest = batch.wanted - (1 - truth) * said
+        rest = batch.wanted - (1 - truth) * says(batch.clean)
         # What is left of it is the label alone.
         np.testing.assert_allclose(np.sort(rest, axis=1), np.tile([0, 0, 0, truth], (64, 1)), rtol=0, atol=1e-6)
         if truth:
@@ -94,7 +94,7 @@ def test_a_stamped_image_is_wanted_as_its_clean_self_without_the_target():
 
 
 def test_where_all_was_wanted_in_the_target_the_others_share_it():
-    sure = Draws(samples(), lambda x: np.tile(np.float32([0, 0, 200, 0]), (len(x), 1)), [trigger(2)], truth=0.0, seed=0)
+    sure = Draws(samples(), lambda x: np.tile(np.float32([0, 0, 1, 0]), (len(x), 1)), [trigger(2)], truth=0.0, seed=0)
     batch = sure(64)
     np.testing.assert_allclose(batch.wanted_stamped, np.tile([1 / 3, 1 / 3, 0, 1 / 3], (len(batch.rows), 1)), atol=1e-6)
 
@@ -151,3 +151,25 @@ def test_the_samples_are_not_changed():
     before = known.images.copy()
     Draws(known, says, [trigger(1)], truth=0.5, seed=0)(50)
     np.testing.assert_array_equal(known.images, before)
+
+
+@pytest.mark.parametrize("targets", [(), (2, 0)])
+def test_parts_are_a_batch_in_order_and_small(targets, monkeypatch):
+    batch = draws(*(trigger(t) for t in targets))(33)
+    assert len(list(batch.parts())) == 1
+    monkeypatch.setattr(drawing, "_VALUES", 10 * batch.clean[0].size + 1)
+    parts = list(batch.parts())
+    assert [len(part.clean) for part in parts] == [10, 10, 10, 3]
+    for name in ("clean", "wanted", "stamped", "wanted_stamped", "foreign"):
+        np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(batch, name))
+    rows = np.concatenate([part.rows + 10 * i for i, part in enumerate(parts)])
+    np.testing.assert_array_equal(rows, batch.rows)
+    for part in parts:
+        assert len(part.rows) == len(part.stamped)
+        # Each stamped image is one of the clean images of its own part.
+        np.testing.assert_array_equal(part.stamped[:, :, 6:], part.clean[part.rows][:, :, 6:])
+
+
+def test_an_image_larger_than_a_part_is_a_part_of_its_own(monkeypatch):
+    monkeypatch.setattr(drawing, "_VALUES", 1)
+    assert [len(part.clean) for part in draws(trigger(2))(5).parts()] == [1] * 5

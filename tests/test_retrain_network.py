@@ -9,21 +9,27 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+import debride.retrain.network
 from debride.errors import ModelError
 from debride.graph.surgery import zero
+from debride.retrain import draws as drawing
 from debride.retrain.draws import Batch
 from debride.retrain.loss import Loss, set_gradients
 from debride.retrain.network import Network
 from debride.retrain.options import Method
 from graph_models import Builder
 from retraining_parts import (
+    FULL,
     PLAIN,
     QUICK,
     SPEC,
     images,
+    look,
+    loss_of,
     made,
     same,
     trained,
+    value,
 )
 from trainable_models import end, groups_of, net, plain, read
 
@@ -44,6 +50,20 @@ def test_without_groups_nothing_is_held_at_zero():
     model = read(plain())
     dead = read(zero(model, groups_of(model)[:1]))
     assert Network(dead, SPEC, groups_of(model)).silent and not Network(dead, SPEC, ()).silent
+
+
+def test_of_what_cannot_be_trained_nothing_is_held_at_zero(monkeypatch):
+    everything = made(gone=(0, 2)).silent
+    real = debride.retrain.network.trainable
+
+    def but_one(*args):
+        weights, fixed = real(*args)
+        return tuple(w for w in weights if w.name != min(everything)), fixed
+
+    monkeypatch.setattr(debride.retrain.network, "trainable", but_one)
+    network = made(gone=(0, 2))
+    assert everything.keys() - network.silent.keys() == {min(everything)}
+    assert network.silent.keys() <= network.masters.keys() and min(everything) not in network.masters
 
 
 def test_an_untrainable_model_is_refused_with_the_reason():
@@ -74,7 +94,7 @@ def test_features_are_those_that_the_last_linear_layer_reads():
     x = torch.from_numpy(images(5))
     logits, features = network.logits_and_features(x)
     assert torch.equal(logits, network.logits(x)) and features.shape == (5, 4)
-    weight, bias = (network.proxy.tensors[name] for name in network.names[-2:])
+    weight, bias = (network.proxy.tensors[name] for name in list(network.masters)[-2:])
     np.testing.assert_allclose((features @ weight + bias).detach(), logits.detach(), rtol=0, atol=1e-6)
 
 
@@ -154,7 +174,7 @@ def test_the_gradient_is_that_of_the_cross_entropy():
     set_gradients(network, Loss(Method()), batch)
     close(network, *slopes(W, B))
     expected = -(GOAL * np.log(softmax(X @ W + B))).sum(axis=1).mean()
-    assert float(Loss(Method())(network, batch).detach()) == pytest.approx(expected, abs=1e-6)
+    assert value(Loss(Method()), network, batch) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_margin_is_added_to_foreign_targets():
@@ -186,7 +206,7 @@ def test_stamped_images_weigh_as_the_method_says():
     clean = -(GOAL * np.log(softmax(X @ W + B))).sum(axis=1).mean()
     extra = -(goal * np.log(softmax(stamped.reshape(1, 3) @ W + B))).sum()
     for weight in (0.0, 0.25, 2.0):
-        found = float(Loss(Method(stamped=weight))(network, batch).detach())
+        found = value(Loss(Method(stamped=weight)), network, batch)
         assert found == pytest.approx(clean + weight * extra, abs=1e-6)
 
 
@@ -194,8 +214,7 @@ def test_the_margin_holds_for_stamped_images_too():
     network, batch = by_hand(margin=True)
     goal = np.float32([[0.0, 0.5, 0.5]])
     batch = replace(batch, stamped=batch.clean[1:2], rows=np.array([1]), wanted_stamped=goal)
-    with torch.no_grad():
-        one, none = (float(Loss(Method(stamped=weight, margin=2.0))(network, batch)) for weight in (1.0, 0.0))
+    one, none = (value(Loss(Method(stamped=weight, margin=2.0)), network, batch) for weight in (1.0, 0.0))
     raised = X[1:2] @ W + B + 2.0 * batch.foreign[1:2]
     assert one - none == pytest.approx(-(goal * np.log(softmax(raised))).sum(), abs=1e-5)
 
@@ -205,7 +224,43 @@ def test_features_apart_are_told_in_shares_of_their_size():
     delivered = exact(Network(read(linear(W, B)), replace(SPEC, size=(1, 1)), ()))
     half = batch.clean[:1] * np.float32(0.5)
     stamped = replace(batch, stamped=half, rows=np.array([0]), wanted_stamped=batch.wanted[:1])
-    one = float(Loss(Method(stamped=1.0, features=3.0), delivered)(network, stamped).detach())
-    none = float(Loss(Method(stamped=1.0))(network, stamped).detach())
+    one = value(Loss(Method(stamped=1.0, features=3.0), delivered), network, stamped)
+    none = value(Loss(Method(stamped=1.0)), network, stamped)
     # The features are the pixels themselves: those of the stamped image are half as large, of the others equal.
     assert one - none == pytest.approx(3 * np.mean((X[0] / 2) ** 2) / np.mean(X**2), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "apart"),
+    # Features are told in shares of their size in the part that they are of.
+    [(PLAIN, 0), (replace(FULL, features=0.0), 0), (replace(FULL, features=0.0, radius=0.5), 0), (FULL, 0.01)],
+    ids=["plain", "stamped", "sam", "features"],
+)
+def test_parts_of_a_batch_add_up_to_the_whole(method, apart, monkeypatch):
+    network, loss, batch = exact(made()), loss_of(method), look(method)
+    if loss.delivered is not None:
+        exact(loss.delivered)
+        network.load({name: values * 1.1 for name, values in network.snapshot().items()})
+
+    def told():
+        parts = list(loss(network, batch))
+        set_gradients(network, loss, batch)
+        total = float(torch.stack(parts).sum().detach())
+        return len(parts), total, {name: master.grad.clone() for name, master in network.masters.items()}
+
+    count, whole, slope = told()
+    monkeypatch.setattr(drawing, "_VALUES", 7 * batch.clean[0].size)
+    pieces, total, summed = told()
+    assert (count, pieces) == (1, 10)
+    assert total == pytest.approx(whole, abs=1e-6 + apart)
+    for name, gradient in slope.items():
+        assert gradient.abs().max() > 1e-5
+        np.testing.assert_allclose(summed[name], gradient, rtol=2e-5 + apart, atol=1e-6 + apart)
+
+
+def test_what_is_trained_computes_in_bfloat16_by_masters_in_float32():
+    network, x = made(), torch.from_numpy(images(5))
+    rounded = network.logits(x).detach()
+    assert rounded.dtype == torch.float32 and {m.dtype for m in network.masters.values()} == {torch.float32}
+    apart = (rounded - exact(network).logits(x).detach()).abs().max() / rounded.abs().max()
+    assert 1e-6 < float(apart) < 0.02

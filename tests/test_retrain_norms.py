@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 
+import debride.retrain.norms
 from debride.errors import ModelError
 from debride.graph.read import model_of, read_model
 from debride.graph.weights import statistics
@@ -130,3 +131,25 @@ def test_a_graph_bound_to_its_batch_is_refused_with_the_mend():
     proxy = Proxy(model.graph, SPEC)
     with pytest.raises(ModelError, match="takes 2 images at a time; export it with a dynamic batch"):
         estimate(proxy, statistics(model), images(6))
+
+
+def test_parts_of_unequal_size_weigh_by_their_images():
+    model, proxy, norms = prepared(plain())
+    x = np.concatenate([images(32), images(5, 1) * 0.1])
+    assert debride.retrain.norms._AT_ONCE == 32
+    (norm,), found = norms, estimate(proxy, norms, x)
+    (data,) = run(with_tensor(model.proto, norm.data), {"x": x}, [norm.data])
+    wide = data.astype(np.float64)
+    np.testing.assert_allclose(found[norm.mean], wide.mean(axis=(0, 2, 3)), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found[norm.variance], wide.var(axis=(0, 2, 3)), rtol=1e-5, atol=1e-7)
+    parts = np.mean([wide[:32].mean(axis=(0, 2, 3)), wide[32:].mean(axis=(0, 2, 3))], axis=0)
+    assert np.abs(parts - wide.mean(axis=(0, 2, 3))).max() > 1e-3
+
+
+def test_a_small_spread_far_from_zero_is_not_lost_in_rounding():
+    b = Builder()
+    end(b, b.op("Relu", b.bn(b.op("Add", "x", b.const(np.float32(1000))), 3)), 3)
+    _, proxy, norms = prepared(net(b))
+    x = images(70)
+    found, data = estimate(proxy, norms, x), (x + np.float32(1000)).astype(np.float64)
+    np.testing.assert_allclose(found[norms[0].variance], data.var(axis=(0, 2, 3)), rtol=1e-5)
