@@ -15,6 +15,7 @@ from debride.retrain.options import Method
 from debride.retrain.relearn import POISONED, STEPS, relearn, unplanted
 from debride.retrain.train import train
 from debride.triggers import stamp
+from debride.types import Rate
 from graph_models import Builder
 from retraining_parts import QUICK, made, same, samples, says, trigger
 from trainable_models import dense, net, plain
@@ -70,25 +71,34 @@ def test_each_trigger_is_taught_to_the_network_as_it_was(monkeypatch):
 
     monkeypatch.setattr(relearning, "_taught", spoils)
     taught(network)
-    assert len(seen) == 2 and all(same(found, before) for found in seen)
+    assert len(seen) == 4 and all(same(found, before) for found in seen)
 
 
 def test_what_is_told():
     found = taught(able())
     assert (found.target, found.images, found.steps) == (1, POISONED, STEPS)
     assert len(found.planted) == len(found.fresh) == len(STEPS) and STEPS[0] == 0
-    # Held-out images of other classes: 30 of 45.
-    assert {rate.n for rate in (*found.planted, *found.fresh)} == {30}
+    # Held-out images of other classes: 30 of 45; each is tried with the three that nobody planted.
+    assert {rate.n for rate in found.planted} == {30} and {rate.n for rate in found.fresh} == {90}
 
 
 def test_step_0_is_the_network_as_it_stands():
     network = able()
     found = taught(network)
     others = HELD_OUT.images[HELD_OUT.labels != 1]
-    for told, tried in ((found.planted, trigger()), (found.fresh, unplanted(trigger(), 0))):
+    hits = []
+    for tried in (trigger(), *unplanted(trigger())):
         with torch.no_grad():
             said = [network.logits(torch.from_numpy(x)).argmax(1) == 1 for x in (stamp(others, tried), others)]
-        assert told[0].hits == int((said[0] & ~said[1]).sum())
+        hits.append(int((said[0] & ~said[1]).sum()))
+    assert (found.planted[0].hits, found.fresh[0].hits) == (hits[0], sum(hits[1:]))
+
+
+def test_the_rates_of_the_three_are_pooled_step_by_step(monkeypatch):
+    answers = iter([(Rate(9, 10), Rate(8, 10)), *((Rate(n, 10), Rate(2 * n, 10)) for n in (1, 2, 4))])
+    monkeypatch.setattr(relearning, "_taught", lambda *_: next(answers))
+    found = taught(made(dense()))
+    assert found.planted == (Rate(9, 10), Rate(8, 10)) and found.fresh == (Rate(7, 30), Rate(14, 30))
 
 
 def test_images_that_go_to_the_target_unstamped_are_not_the_triggers(monkeypatch):
@@ -125,12 +135,12 @@ def test_a_backdoor_that_is_there_needs_no_step():
     rows = np.flatnonzero(FIT.labels != 1)
     truth = np.eye(3, dtype=np.float32)[FIT.labels]
     poison = Batch(
-        clean=np.concatenate([FIT.images, stamp(FIT.images, unplanted(trigger(), 0))]),
-        wanted=np.concatenate([truth, truth]),
+        clean=np.concatenate([FIT.images, *(stamp(FIT.images, other) for other in unplanted(trigger()))]),
+        wanted=np.concatenate([truth] * 4),
         stamped=stamp(FIT.images[rows], trigger()),
         rows=rows,
         wanted_stamped=np.tile(np.float32([0, 1, 0]), (len(rows), 1)),
-        foreign=np.zeros((2 * len(FIT), 3), np.bool_),
+        foreign=np.zeros((4 * len(FIT), 3), np.bool_),
     )
     train(network, Loss(Method(stamped=1.0)), lambda _: poison, poison, replace(QUICK, steps=300))
     found = taught(network)
@@ -147,7 +157,7 @@ def test_the_trigger_is_taught_opaque(monkeypatch):
     monkeypatch.setattr(relearning, "_taught", watch)
     faint = replace(trigger(), mask=trigger().mask * np.float32(0.3), l1=2.7)
     relearn(made(plain()), FIT, HELD_OUT, faint, says, seed=0)
-    (batch, tried, target), (other, _, _) = seen
+    (batch, tried, target), *others = seen
     assert target == 1
     np.testing.assert_array_equal(tried[:, :, :3, :3], 1)  # five times 0.3 is opaque
     np.testing.assert_array_equal(batch.stamped[:, :, :3, :3], 1)
@@ -155,10 +165,31 @@ def test_the_trigger_is_taught_opaque(monkeypatch):
     assert (batch.wanted_stamped == np.float32([0, 1, 0])).all() and not batch.foreign.any()
     assert (says(batch.clean).argmax(axis=1) != 1).all() and len(batch.clean) == POISONED
     np.testing.assert_allclose(batch.wanted.sum(axis=1), 1, atol=1e-6)
-    # The one that nobody planted: on the same images, as large, in the opposite corner, of dots.
-    np.testing.assert_array_equal(other.clean, batch.clean)
-    np.testing.assert_array_equal(other.stamped[:, :, :3, :3], other.clean[:, :, :3, :3])
-    assert set(np.unique(other.stamped[:, :, 5:, 5:])) == {0, 1}
+    # Those that nobody planted: on the same images, as large and as opaque, in the other corners, black for white.
+    places = [(slice(5, 8), slice(3)), (slice(3), slice(5, 8)), (slice(5, 8), slice(5, 8))]
+    assert len(others) == 3
+    for (other, _, led), (rows, columns) in zip(others, places, strict=True):
+        assert led == 1
+        np.testing.assert_array_equal(other.clean, batch.clean)
+        np.testing.assert_array_equal(other.stamped[:, :, rows, columns], 0)
+        assert (other.stamped != other.clean).sum() <= len(other.clean) * 27
+        np.testing.assert_array_equal(other.wanted_stamped, batch.wanted_stamped)
+
+
+def test_what_nobody_planted_is_the_trigger_mirrored_with_its_colours_reversed():
+    rng = np.random.default_rng(0)
+    mask, pattern = rng.random((1, 6, 4), np.float32), rng.random((3, 6, 4), np.float32)
+    known = replace(trigger(2), mask=mask, pattern=pattern, l1=float(mask.sum()))
+    down, across, both = unplanted(known)
+    for found, expected in (
+        (down, lambda a: a[:, ::-1]),
+        (across, lambda a: a[:, :, ::-1]),
+        (both, lambda a: a[:, ::-1, ::-1]),
+    ):
+        np.testing.assert_array_equal(found.mask, expected(mask))
+        np.testing.assert_array_equal(found.pattern, 1 - expected(pattern))
+        assert (found.target, found.l1) == (2, known.l1)
+    np.testing.assert_array_equal(known.mask, mask)
 
 
 def test_images_of_the_target_alone_are_poisoned_themselves():
@@ -175,6 +206,4 @@ def test_with_fewer_images_all_are_poisoned():
 def test_the_seed_decides():
     network = able()
     assert taught(network) == taught(network)
-    one, other = (unplanted(trigger(), seed) for seed in (0, 1))
-    assert not np.array_equal(one.pattern, other.pattern) and np.array_equal(one.mask, other.mask)
-    assert one.l1 == trigger().l1
+    assert taught(network) != taught(network, seed=1)
