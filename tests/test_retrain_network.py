@@ -116,6 +116,32 @@ def test_of_a_model_that_ends_in_a_softmax_the_logits_are_before_it():
     assert torch.equal(logits, network.logits(torch.from_numpy(images(5))))
 
 
+def cast(to, back=None):
+    """A classifier that computes in the type `to`, weights and all; or casts its scores to it."""
+    b = Builder()
+    x = b.op("Cast", "x", to=to) if back else "x"
+    y = end(b, b.op("Relu", b.conv(x, 3, 4)), 4)
+    b.op("Cast", y if back else b.op("Cast", y, to=to), to=TensorProto.FLOAT)
+    proto = net(b, check=False)
+    for tensor in proto.graph.initializer if back else ():
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(back), tensor.name))
+    return proto
+
+
+def test_scores_that_are_cast_behind_all_weights_are_refused_and_others_are_not():
+    with pytest.raises(ModelError, match="no weight can be trained: what the image becomes is rounded or cast"):
+        made(cast(TensorProto.INT32)).check(images(1))
+    made(plain()).check(images(1))
+
+
+def test_weights_in_double_precision_are_mastered_in_it():
+    network = made(cast(TensorProto.DOUBLE, np.float64))
+    assert {m.dtype for m in network.masters.values()} == {torch.float64}
+    found = trained(network)
+    assert found.best > 0 and {m.grad.dtype for m in network.masters.values()} == {torch.float64}
+    assert {values.dtype for values in network.arrays().values()} == {np.dtype(np.float64)}
+
+
 # One step by hand
 
 

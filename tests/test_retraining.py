@@ -20,8 +20,9 @@ from debride.ending import End, zeroed
 from debride.errors import ImagesError, ModelError, ReportError
 from debride.inversion.options import InversionOptions
 from debride.loading import load
-from debride.mending import Cleaned, given, joined, mended, retrained_or_not
+from debride.mending import Cleaned, given, joined, mended, retrained_or_not, working
 from debride.retrain.options import RetrainOptions
+from debride.retrain.train import Course
 from debride.retraining import doubts, retrained
 from debride.rounds import State
 from debride.sanitize import retrain
@@ -87,8 +88,12 @@ def made(loaded, pruned):
 def quick(monkeypatch, planted):
     """A retraining whose new trigger is at once the planted one, larger, that nothing stands out in; no relearning."""
     monkeypatch.setattr(debride.retraining, "relearn", lambda *_, **__: LEARNT)
-    anew = replace(planted, l1=60.0)
-    monkeypatch.setattr(debride.retraining, "inverted_anew", lambda *_, **__: (detected(planted, ()), anew))
+
+    def inverted(loaded, settings, detection, targets, proxy, predict, *, seed, progress):
+        progress("inversion anew", 1, 1)
+        return detected(planted, ()), {target: replace(planted, target=target, l1=60.0) for target in targets}
+
+    monkeypatch.setattr(debride.retraining, "inverted_anew", inverted)
 
 
 def arrays(proto):
@@ -181,7 +186,7 @@ def test_every_stage_of_it_tells_how_far_it_is(loaded, pruned, quick):
         progress=lambda stage, done, total, note="": told.append((stage, done, total)),
     )
     assert told[0] == ("retraining", 1, 2) and told[-2:] == [("relearning", 0, 1), ("relearning", 1, 1)]
-    assert [t for t in told if t[0] == "inversion anew"] == [("inversion anew", 0, 1), ("inversion anew", 1, 1)]
+    assert [t for t in told if t[0] == "inversion anew"] == [("inversion anew", 1, 1)]
 
 
 def test_the_delivered_model_is_not_changed(loaded, made):
@@ -218,9 +223,9 @@ def test_no_step_after_the_deadline_and_nothing_is_changed(loaded, pruned, quick
 def test_what_stands_out_again_is_unlearnt_too(loaded, pruned, planted, monkeypatch, quick):
     seen, anew = [], replace(planted, l1=5.0)
 
-    def inverted(loaded, settings, detection, target, proxy, predict, *, seed):
+    def inverted(loaded, settings, detection, targets, proxy, predict, *, seed, progress):
         seen.append(seed)
-        return detected(planted, (TARGET,) if len(seen) < 2 else ()), anew
+        return detected(planted, (TARGET,) if len(seen) < 2 else ()), dict.fromkeys(targets, anew)
 
     monkeypatch.setattr(debride.retraining, "inverted_anew", inverted)
     found = run(loaded, pruned, steps=2)
@@ -230,10 +235,37 @@ def test_what_stands_out_again_is_unlearnt_too(loaded, pruned, planted, monkeypa
 
 def test_rounds_end_though_a_trigger_stands_out_for_ever(loaded, pruned, planted, monkeypatch, quick):
     monkeypatch.setattr(
-        debride.retraining, "inverted_anew", lambda *_, **__: (detected(planted), replace(planted, l1=5.0))
+        debride.retraining, "inverted_anew", lambda *_, **__: (detected(planted), {TARGET: replace(planted, l1=5.0)})
     )
     found = run(loaded, pruned, steps=2)
     assert found.course.steps == found.budget == 2 * debride.retraining._ROUNDS and found.checked.suspects == (TARGET,)
+
+
+@pytest.fixture
+def anew(monkeypatch, planted, quick):
+    """What is inverted anew: the classes of each time. Class 2 alone stands out the first time."""
+    seen = []
+
+    def inverted(loaded, settings, detection, targets, proxy, predict, *, seed, progress):
+        seen.append(list(targets))
+        found = detected(planted, (2,) if len(seen) < 2 else ())
+        return found, {target: replace(planted, target=target, l1=5.0) for target in targets}
+
+    monkeypatch.setattr(debride.retraining, "inverted_anew", inverted)
+    return seen
+
+
+def test_classes_are_inverted_together_and_those_that_stand_out_get_a_trigger_more(loaded, pruned, planted, anew):
+    known = {TARGET: (planted,), 2: (replace(planted, target=2),)}
+    found = run(loaded, replace(pruned, triggers=known), steps=2)
+    assert anew == [[2, TARGET]] * 2
+    assert [[t.l1 for t in found.triggers[target]] for target in (TARGET, 2)] == [[9.0], [9.0, 5.0]]
+
+
+def test_without_triggers_all_classes_are_inverted_once(loaded, pruned, anew):
+    found = run(loaded, replace(pruned, triggers={}), steps=2)
+    assert anew == [list(range(10))] and found.checked.suspects == (2,)
+    assert (found.triggers, found.relearning, found.budget) == ({}, (), 2)
 
 
 # Whether it is kept
@@ -264,7 +296,9 @@ def constant(images):
 def test_a_worse_one_is_not_and_the_pruned_network_is_what_remains(loaded, pruned, made, monkeypatch):
     found = kept_or_not(loaded, pruned, replace(made, predict=constant, checked=pruned.checked), monkeypatch)
     assert not found.retraining.kept and "further from the goal" in found.retraining.reason
-    assert found.end is pruned.end and found.checked is pruned.checked and found.triggers is pruned.triggers
+    assert found.end is pruned.end and found.checked is pruned.checked
+    # What was found in the retrained network is tried on the pruned one.
+    assert found.triggers is made.triggers
     assert found.retraining.after.clean.value < 0.2 < found.retraining.before.clean.value
 
 
@@ -273,10 +307,37 @@ def test_one_that_nothing_changed_is_not(loaded, pruned, made, monkeypatch):
     assert not found.retraining.kept and found.retraining.reason.startswith("no step made it better")
 
 
+def test_where_no_step_was_taken_the_time_is_to_blame(loaded, pruned, made, monkeypatch):
+    late = replace(made, changes=(), course=Course(steps=0, best=0, loss=1.0))
+    found = kept_or_not(loaded, pruned, late, monkeypatch)
+    assert not found.retraining.kept and found.retraining.reason.startswith("the time budget was spent")
+
+
 def test_one_in_which_another_class_stands_out_is_not(loaded, pruned, planted, made, monkeypatch):
     other = replace(made, checked=detected(planted, (2, TARGET)))
     found = kept_or_not(loaded, pruned, other, monkeypatch)
     assert not found.retraining.kept and found.retraining.reason.endswith("stands out in it (class 2)")
+
+
+def test_one_that_knows_a_class_no_more_is_not(loaded, pruned, made, monkeypatch):
+    def never(images):
+        scores = made.predict(images).copy()
+        scores[:, TARGET] = -1000
+        return scores
+
+    monkeypatch.setattr(mending, "worse", lambda *_: "")
+    found = kept_or_not(loaded, pruned, replace(made, predict=never, checked=pruned.checked), monkeypatch)
+    assert not found.retraining.kept
+    assert found.retraining.reason == f"it knows no held-out image of class {TARGET} any more"
+
+
+def test_weights_that_changed_before_any_good_step_are_not(loaded, pruned, made, monkeypatch):
+    monkeypatch.setattr(mending, "worse", lambda *_: "")
+    first = Course(steps=6, best=0, loss=1.0)
+    rounded = replace(made, course=first, checked=pruned.checked)
+    assert kept_or_not(loaded, pruned, rounded, monkeypatch).retraining.reason.startswith("no step made it better")
+    # Statistics that were estimated anew are a gain of their own.
+    assert kept_or_not(loaded, pruned, replace(rounded, statistics="estimated"), monkeypatch).retraining.kept
 
 
 # Whether it is called for
@@ -325,6 +386,14 @@ def test_it_is_where_pruning_cost_utility_alone(loaded, planted, called):
     assert len(called) == 1 and called[0].startswith("pruning lowered the utility from ")
 
 
+def test_after_the_time_budget_nothing_is_trained_and_a_warning_says_so(loaded, pruned, called):
+    found = retrained_or_not(
+        loaded, settings(retrain="always"), pruned, {}, State(), deadline=0.0, progress=no_progress
+    )
+    assert called == [] and found.end.proto is pruned.end.proto and found.retraining is None
+    assert found.end.warnings == ("the pruned network was not retrained: the time budget was spent",)
+
+
 def test_where_it_cannot_be_done_the_pruned_network_stays_with_a_warning(loaded, pruned, monkeypatch):
     def fails(*_, **__):
         raise ModelError("m.onnx: no weight can be trained")
@@ -345,16 +414,16 @@ def labelled(loaded, change):
 
 
 def test_good_labels_raise_no_doubts(loaded):
-    assert doubts(loaded) == ()
+    assert doubts(loaded, settings()) == ()
 
 
 def test_labels_that_contradict_the_model_everywhere_are_refused(loaded):
     with pytest.raises(ImagesError, match=r"otherwise of \d+ of 80 images than their labels: .*order of classes"):
-        doubts(labelled(loaded, lambda y: (y + 1) % 10))
+        doubts(labelled(loaded, lambda y: (y + 1) % 10), settings())
 
 
 def test_labels_that_contradict_it_often_are_a_warning(loaded):
-    (warning,) = doubts(labelled(loaded, lambda y: np.where(np.arange(len(y)) % 5 < 3, (y + 1) % 10, y)))
+    (warning,) = doubts(labelled(loaded, lambda y: np.where(np.arange(len(y)) % 5 < 3, (y + 1) % 10, y)), settings())
     assert "than their labels; where these are right, it is a poor model" in warning
 
 
@@ -362,17 +431,25 @@ def test_a_model_of_which_nothing_can_be_trained_is_refused(loaded, monkeypatch)
     refused = Refused(layer="a", channel=None, reason="its weight is computed in the graph")
     monkeypatch.setattr(debride.retrain.network, "trainable", lambda *_: ((), (refused,)))
     with pytest.raises(ModelError, match="no weight can be trained: its weight is computed in the graph"):
-        doubts(loaded)
+        doubts(loaded, settings())
+
+
+@pytest.mark.parametrize("options", [{"method": "distill"}, {"statistics": "estimate"}])
+def test_what_needs_a_free_batch_is_refused_where_it_is_bound(loaded, options):
+    bound = replace(loaded, model=replace(loaded.model, bound="with it free the model gives other scores"))
+    with pytest.raises(ModelError, match=r"its batch is fixed, .* take --retrain-method unlearn and --batch-norm keep"):
+        doubts(bound, settings(options=options))
+    assert doubts(bound, settings()) == doubts(loaded, settings(options=options)) == ()
 
 
 def test_the_models_own_answers_cannot_contradict_it(loaded):
-    assert doubts(replace(labelled(loaded, lambda y: (y + 1) % 10), labelled=False)) == ()
+    assert doubts(replace(labelled(loaded, lambda y: (y + 1) % 10), labelled=False), settings()) == ()
 
 
 def test_classes_without_an_image_are_a_warning(loaded):
     few = replace(loaded, fit=loaded.fit.take(np.flatnonzero(loaded.fit.labels < 4)),
                   held_out=loaded.held_out.take(np.flatnonzero(loaded.held_out.labels < 4)))  # fmt: skip
-    (warning,) = doubts(few)
+    (warning,) = doubts(few, settings())
     assert warning.startswith(f"of 10 classes 6 have no image among the {len(few.fit)} that are learnt from")
 
 
@@ -395,6 +472,13 @@ def test_a_trigger_of_another_model_is_refused_by_its_file(loaded, planted, tmp_
     save_trigger(tmp_path / "other.npz", replace(planted, **change))
     with pytest.raises(ReportError, match=rf"other\.npz: a trigger .*{said}; give one that was made for this model"):
         given(loaded, [tmp_path / "other.npz"])
+
+
+def test_a_mask_that_covers_the_image_is_no_trigger(loaded, planted, tmp_path):
+    plane = np.full((1, 28, 28), 0.5, np.float32)
+    save_trigger(tmp_path / "all.npz", replace(planted, mask=plane, pattern=plane, l1=392.0))
+    with pytest.raises(ReportError, match=r"all\.npz: a mask over 50% of the image .* give one of at most 20%"):
+        given(loaded, [tmp_path / "all.npz"])
 
 
 # The whole command, its search made up
@@ -452,6 +536,33 @@ def test_with_nothing_found_and_no_trigger_it_learns_from_clean_images_alone(sea
     report = retrain(MODEL, IMAGES, tmp_path / "o.onnx", settings=settings())
     assert report.verdict == "clean" and report.recheck is None and report.retraining.relearning == ()
     assert report.retraining.budget == 6
+
+
+def patch(target=TARGET):
+    """Four pixels of noise in a corner that is dark in every image: a trigger that nobody planted."""
+    mask = np.zeros((1, 28, 28), np.float32)
+    mask[0, :2, :2] = 1
+    pattern = np.random.default_rng(0).random((1, 28, 28), np.float32)
+    return Trigger(target=target, mask=mask, pattern=pattern, l1=4.0, success=Rate(0, 0))
+
+
+def test_a_given_trigger_that_works_on_nothing_makes_no_suspect(loaded, planted, searches, tmp_path):
+    save_trigger(tmp_path / "patch.npz", patch())
+    assert working(loaded, settings(), {TARGET: (patch(),)}) == ()
+    assert working(loaded, settings(), {2: (patch(2),), TARGET: (patch(), planted)}) == (TARGET,)
+    report = retrain(MODEL, IMAGES, tmp_path / "o.onnx", settings=settings(), triggers=[tmp_path / "patch.npz"])
+    assert (report.verdict, report.detection.suspects) == ("clean", ())
+    assert report.reason == "no class has an abnormally small trigger"
+
+
+def test_an_inconclusive_search_with_a_trigger_that_works_on_nothing_writes_nothing(
+    loaded, planted, searches, tmp_path, monkeypatch
+):
+    doubtful = replace(detected(planted, ()), inconclusive="it does not tell")
+    monkeypatch.setattr(debride.sanitize, "searched", lambda *_: Search(loaded=loaded, detection=doubtful, triggers={}))
+    save_trigger(tmp_path / "patch.npz", patch())
+    report = retrain(MODEL, IMAGES, tmp_path / "o.onnx", settings=settings(), triggers=[tmp_path / "patch.npz"])
+    assert (report.verdict, report.retraining, (tmp_path / "o.onnx").exists()) == ("inconclusive", None, False)
 
 
 def test_an_inconclusive_search_without_triggers_writes_nothing(loaded, planted, searches, tmp_path, monkeypatch):
