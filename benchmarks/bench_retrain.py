@@ -31,6 +31,7 @@ from debride.mending import Cleaned, Triggers, tried
 from debride.retrain.network import Network
 from debride.retrain.options import METHODS, MethodName
 from debride.retrain.relearn import relearn
+from debride.retrain.teacher import Teacher
 from debride.rounds import State, clean_all
 from debride.settings import Settings
 from debride.stages import Clock, search, source_of
@@ -62,7 +63,7 @@ HEAD_RELEARNING = (
     "accuracy",
     "true ASR",
     "true trigger: steps to 50 % / 90 %",
-    "unplanted one: steps to 50 % / 90 %",
+    "unplanted ones: steps to 50 % / 90 %",
     "true trigger after 0, 8, 16, 32, 64, 128, 256 steps",
 )
 _TRIED = 1000
@@ -238,7 +239,8 @@ def relearning_row(case: Case, name: str, cleaned: Cleaned, loaded: Loaded) -> t
     seed, trigger = case.settings.seed, planted(case.entry, loaded.fit.images.shape[1:], case.vendor)
     tried_on = case.test.take(np.random.default_rng(seed).permutation(len(case.test))[:_TRIED])
     network = Network(read(cleaned, loaded), loaded.spec, loaded.groups)
-    found = relearn(network, loaded.fit, tried_on, trigger, loaded.predict, seed=seed, steps=STEPS)
+    teacher = Teacher(loaded.model, loaded.spec, case.settings.retraining, labelled=loaded.labelled)
+    found = relearn(network, loaded.fit, tried_on, trigger, teacher.answers, seed=seed, steps=STEPS)
     now = case.grade(cleaned)
     curve = dict(zip(found.steps, found.planted, strict=True))
     return (
