@@ -161,11 +161,11 @@ def test_help_fits_80_columns_and_tells_exit_codes_and_examples(command):
     assert "--layout" in out and "--input-name" in out and "--threads" in out
 
 
-@pytest.mark.parametrize(("command", "own"), [("sanitize", "retrain slim align"), ("retrain", "trigger")])
+@pytest.mark.parametrize(("command", "own"), [("sanitize", "retrain group-budget slim align"), ("retrain", "trigger")])
 def test_help_names_every_flag(command, own):
     out = ended(command, "--help", COLUMNS="80")[1]
     flags = "images per-class layout range mean std channels input-name output-name resize seed threads provider"
-    flags += " utility-budget group-budget target-asr time-budget output report force quiet format debug"
+    flags += " utility-budget target-asr time-budget output report force quiet format debug"
     flags += f" retrain-method retrain-steps batch-norm {own}"
     assert [flag for flag in flags.split() if not re.search(rf"--{flag}\b", out)] == []
 
@@ -280,6 +280,13 @@ def test_triggers_and_force_reach_retrain_and_the_report_is_its_own(run, stages,
     assert [path.name for path in tmp_path.iterdir()] == ["c.onnx"]
 
 
+def test_retrain_never_writes_over_a_trigger(run, stages, tmp_path):
+    (trigger := tmp_path / "t.npz").write_bytes(TRIGGER.read_bytes())
+    code, _, err = run("retrain", MODEL, "--images", IMAGES, "--trigger", trigger, "-o", trigger, "--force")
+    assert code == 2 and f"{trigger}: --output is the trigger itself; give another path" in err.replace("\n", " ")
+    assert stages.calls == [] and trigger.read_bytes() == TRIGGER.read_bytes()
+
+
 def test_without_flags_nothing_is_stated_and_budgets_are_those_of_settings(run, stages, tmp_path):
     from debride.settings import Settings
 
@@ -288,7 +295,7 @@ def test_without_flags_nothing_is_stated_and_budgets_are_those_of_settings(run, 
     for command in WRITING:
         goals = ("-o", tmp_path / "c.onnx", "--report", tmp_path / "r", "--force")
         assert run(command, MODEL, "--images", IMAGES, *goals)[0] == 0
-        assert stages.calls[-1][3] == Settings()
+        assert stages.calls[-1][3] == (Settings(retrain="always") if command == "retrain" else Settings())
     assert stages.triggers == ()
 
 
