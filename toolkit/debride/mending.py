@@ -191,6 +191,8 @@ def _against(loaded: Loaded, before: Cleaned, made: Retrained) -> str:
     )
     if gone:
         return f"it knows no held-out image of class {min(gone)} any more"
+    if made.checked.inconclusive and not before.checked.inconclusive:
+        return f"the last inversions do not tell of it: {made.checked.inconclusive}"
     fresh = sorted(set(made.checked.suspects) - set(before.checked.suspects))
     return f"a newly inverted trigger stands out in it (class {', '.join(map(str, fresh))})" if fresh else ""
 

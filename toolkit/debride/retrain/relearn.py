@@ -58,7 +58,7 @@ def relearn(
     tried = held_out.images[_others(held_out, trigger.target, seed)]
     rates = []
     try:
-        for taught in (opaquer, *unplanted(opaquer)):
+        for taught in (opaquer, *unplanted(opaquer, seed)):
             batch = Batch(
                 clean=clean,
                 wanted=wanted,
@@ -76,11 +76,18 @@ def relearn(
     return Relearning(target=trigger.target, images=len(rows), steps=tuple(steps), planted=planted, fresh=fresh)
 
 
-def unplanted(trigger: Trigger) -> tuple[Trigger, ...]:
-    """Three triggers as large and opaque as `trigger`, in mirrored places and with its colours reversed."""
-    mirrored = ((1,), (2,), (1, 2))
+def unplanted(trigger: Trigger, seed: int) -> tuple[Trigger, ...]:
+    """Three triggers as large and opaque as `trigger`, in mirrored places and of black and white dots.
+
+    Dots show wherever they lie: its own colours, reversed, may be those of the image's border.
+    """
+    rng, mirrored = np.random.default_rng(seed), ((1,), (2,), (1, 2))
     return tuple(
-        replace(trigger, mask=np.flip(trigger.mask, axes).copy(), pattern=1 - np.flip(trigger.pattern, axes))
+        replace(
+            trigger,
+            mask=np.flip(trigger.mask, axes).copy(),
+            pattern=rng.integers(0, 2, trigger.pattern.shape).astype(np.float32),
+        )
         for axes in mirrored
     )
 
