@@ -224,7 +224,7 @@ def test_what_retraining_did_stands_below_what_was_cut(page, tmp_path):
             "The pruned network is delivered, not the retrained one: it is worse. Method: unlearning, on 1 clean"
             in said
         )
-        assert "1 clean image and the delivered model's own answers; 160 of at most 200 steps, best before any." in said
+        assert "1 clean image, labelled by the delivered model; 160 of at most 200 steps, best before any." in said
         assert "No initializer differs in the retrained network." in said
         assert "for again after the cut: no class" in said
         assert page.all(".changes") == []
