@@ -67,7 +67,7 @@ def leaders(values: DoubleArray, played: BoolArray) -> list[int]:
 def compare(loaded: Loaded, trigger: Trigger, options: argparse.Namespace) -> None:
     """Times both and prints a Markdown table."""
     span = span_of(loaded, trigger.target, [trigger])
-    stakes = (attack_of(loaded, [trigger], 0, span), utility_of(loaded, options.seed)[0])
+    stakes = (attack_of(loaded, [trigger], 0, span), utility_of(loaded, loaded.fit, options.seed)[0])
     started = perf_counter()
     # Each plays a game with no session made yet, and so pays for its own.
     game = exact_game(loaded, (), stakes)

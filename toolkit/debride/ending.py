@@ -30,6 +30,10 @@ class End:
     slimming: Slimming | None = None
     warnings: tuple[str, ...] = ()
 
+    def warned(self, *warnings: str) -> End:
+        """The same with `warnings` after those that it has."""
+        return replace(self, warnings=(*self.warnings, *warnings))
+
 
 def zeroed(loaded: Loaded, gone: Sequence[int]) -> End:
     """The delivered graph with the groups `gone` zeroed, proven to differ in nothing else."""
@@ -44,8 +48,7 @@ def slimmed(loaded: Loaded, end: End, settings: Settings, progress: Progress) ->
     try:
         return _slimmed(loaded, end, settings, progress)
     except Exception as error:  # a model that is clean is not lost to what would only make it smaller
-        warning = f"the cut channels are zeroed, not taken out of the graph: {told(error)}"
-        return replace(end, warnings=(*end.warnings, warning))
+        return end.warned(f"the cut channels are zeroed, not taken out of the graph: {told(error)}")
 
 
 def told(error: Exception) -> str:

@@ -15,14 +15,12 @@ from debride.retraining import Retrained, doubts, retrained
 from debride.rounds import State, utility_of
 from debride.sessions import probabilities
 from debride.settings import Settings
-from debride.stakes import utility_stake, variations
 from debride.triggers import load_trigger
 from debride.types import Detection, Predict, Progress, Retraining, Trigger
 from debride.verdict import compare, forgotten, shortfalls, worse
 
 _CHEAP = 0.002
 """Less utility than that is no price of pruning."""
-_VARIED = 256
 _LATE = "the time budget was spent"
 _NOTHING = "no step made it better on images that it did not learn from"
 
@@ -116,7 +114,7 @@ def _price(loaded: Loaded, settings: Settings, pruned: Cleaned, acquitted: Trigg
         return f"pruning left an attack success of {left:.1%} beyond mistakes"
     if after.clean.hits < before.clean.hits:
         return f"pruning lowered the {before.kind} from {before.clean.value:.1%} to {after.clean.value:.1%}"
-    _, delivered = utility_of(loaded, settings.seed)
+    _, delivered = utility_of(loaded, loaded.fit, settings.seed)
     utility = state.rounds[-1].utility if state.rounds else delivered
     return f"pruning lowered the utility from {delivered:.3f} to {utility:.3f}" if delivered - utility > _CHEAP else ""
 
@@ -199,11 +197,10 @@ def _against(loaded: Loaded, before: Cleaned, made: Retrained) -> str:
 
 def _utilities(loaded: Loaded, settings: Settings, pruned: Predict, retrained: Predict) -> tuple[float, float]:
     """The utility payoffs of both on varied held-out images."""
-    varied = variations(loaded.held_out, _VARIED, settings.seed)
-    stake = utility_stake(varied, probabilities(loaded.predict(varied.images)))
-    one, other = (float(stake.payoff(probabilities(p(varied.images))[None])[0]) for p in (pruned, retrained))
+    stake, _ = utility_of(loaded, loaded.held_out, settings.seed)
+    one, other = (float(stake.payoff(probabilities(p(stake.images))[None])[0]) for p in (pruned, retrained))
     return one, other
 
 
 def _warned(cleaned: Cleaned, *warnings: str) -> Cleaned:
-    return replace(cleaned, end=replace(cleaned.end, warnings=(*cleaned.end.warnings, *warnings)))
+    return replace(cleaned, end=cleaned.end.warned(*warnings))

@@ -34,6 +34,7 @@ from debride.types import (
     Progress,
     Pruned,
     Round,
+    Samples,
     ShapleyValues,
     Trigger,
     no_progress,
@@ -143,7 +144,7 @@ def clean_class(
     """
     found = state.triggers[target]
     stage = f"pruning class {target}"
-    utility, delivered = utility_of(loaded, settings.seed)
+    utility, delivered = utility_of(loaded, loaded.fit, settings.seed)
     floor = delivered - _MARGIN * settings.utility_budget
     span = span_of(loaded, target, found)
     checked, others, idle_rounds = detection, len(state.gone), 0
@@ -179,9 +180,9 @@ def attack_of(
     return attack_stake(loaded.fit, triggers[-_TRIGGERS:], loaded.n_classes, _ATTACK_IMAGES, number, span)
 
 
-def utility_of(loaded: Loaded, seed: int) -> tuple[Stake, float]:
-    """The utility that cuts are held to, and the delivered model's payoff in it."""
-    varied = variations(loaded.fit, _UTILITY_IMAGES, seed)
+def utility_of(loaded: Loaded, samples: Samples, seed: int) -> tuple[Stake, float]:
+    """The utility on varied `samples` (cuts are held to that of `loaded.fit`), and the delivered model's payoff."""
+    varied = variations(samples, _UTILITY_IMAGES, seed)
     delivered = probabilities(loaded.predict(varied.images))
     stake = utility_stake(varied, delivered)
     return stake, float(stake.payoff(delivered[None])[0])
