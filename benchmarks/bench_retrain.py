@@ -238,7 +238,7 @@ def relearning_row(case: Case, name: str, cleaned: Cleaned, loaded: Loaded) -> t
     """A line for the network `cleaned`, which came of `loaded`."""
     seed, trigger = case.settings.seed, planted(case.entry, loaded.fit.images.shape[1:], case.vendor)
     tried_on = case.test.take(np.random.default_rng(seed).permutation(len(case.test))[:_TRIED])
-    network = Network(read(cleaned, loaded), loaded.spec, loaded.groups)
+    network = Network(read(cleaned, loaded), loaded.spec, loaded.groups, loaded.compute)
     teacher = Teacher(loaded.model, loaded.spec, case.settings.retraining, labelled=loaded.labelled)
     found = relearn(network, loaded.fit, tried_on, trigger, teacher.answers, seed=seed, steps=STEPS)
     now = case.grade(cleaned)

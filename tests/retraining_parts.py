@@ -45,13 +45,13 @@ def trigger(target=1):
     return Trigger(target=target, mask=mask, pattern=np.ones((3, 8, 8), np.float32), l1=9.0, success=Rate(9, 10))
 
 
-def made(proto=None, spec=SPEC, gone=()):
+def made(proto=None, spec=SPEC, gone=(), compute=None):
     """A network of `proto` with groups `gone` zeroed."""
     model = read(proto or plain())
     groups = groups_of(model)
     if gone:
         model = read(zero(model, [groups[i] for i in gone]))
-    return Network(model, spec, groups)
+    return Network(model, spec, groups, compute)
 
 
 def draws(method=PLAIN, seed=0, n=24):

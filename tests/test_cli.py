@@ -57,7 +57,7 @@ def environment(**more):
 def ended(*arguments, code="from debride.cli import main; main()", **more):
     """A real process: (exit code, stdout, stderr)."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, check=False, env=environment(**more), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, check=False, env=environment(**more), capture_output=True, text=True, timeout=1200)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -22,12 +23,14 @@ from debride.report.words import amount, size
 from debride.triggers import load_trigger
 from debride.types import (
     ChannelGroup,
+    Compute,
     Cost,
     Detection,
     Evaluation,
     FileFacts,
     Finding,
     InputSpec,
+    Meter,
     Pruned,
     Rate,
     Refused,
@@ -35,6 +38,7 @@ from debride.types import (
     Round,
     Samples,
     Slimming,
+    Timing,
     Trigger,
     TriggerEvaluation,
 )
@@ -67,6 +71,8 @@ KEYS = (
         "slimming",
         "retraining",
         "seconds",
+        "cost",
+        "compute",
         "seed",
     ),
     *("options", "environment", "parity", "samples", "warnings", "files"),
@@ -114,6 +120,17 @@ def group(channel, layer="/conv/Conv"):
     return ChannelGroup(layer=layer, channel=channel, edge="e", axis=1, slices=())
 
 
+COMPUTE = Compute(
+    precision="bfloat16",
+    reason="measured",
+    timings=(
+        Timing(precision="bfloat16", channels_last=True, seconds=1e-3, difference=0.01),
+        Timing(precision="float32", channels_last=True, seconds=1.8e-3),
+        Timing(precision="bfloat16", channels_last=False, seconds=2e-3),
+    ),
+)
+
+
 def report(**changes):
     values = {
         "command": "sanitize",
@@ -130,6 +147,8 @@ def report(**changes):
         "parity": 1.23456789e-6,
         "samples": {"fit": 20, "held-out": 20},
         "seconds": {"inversion": 12.3456789, "game": 2.0},
+        "cost": {"loading": Meter(), "inversion": Meter(passes=3600, forwards=64)},
+        "compute": COMPUTE,
         "before": evaluation(75, [89]),
         "after": evaluation(74, [1, 0]),
         "pruned": (
@@ -234,9 +253,43 @@ def test_json_keeps_to_the_published_schema(schema, changes):
     assert complaints(document, schema, schema) == []
     assert list(document) == list(KEYS)
     # Reports from before models of other frameworks could be read, slimmed or retrained stay valid.
-    newer = ("conversion", "slimming", "retraining")
+    newer = ("conversion", "slimming", "retraining", "cost", "compute")
     assert schema["required"] == [key for key in KEYS if key not in newer]
     assert complaints({k: v for k, v in document.items() if k not in newer}, schema, schema) == []
+
+
+@pytest.mark.parametrize(
+    ("compute", "words"),
+    [
+        (COMPUTE, "bfloat16 on cpu, 1.8 times as fast as float32"),
+        (replace(COMPUTE, precision="float32"), "float32 on cpu; bfloat16 would take 0.6 times as long"),
+        (
+            replace(COMPUTE, precision="float32", timings=COMPUTE.timings[1:2]),
+            "float32 on cpu, by far the fastest here",
+        ),
+        (
+            replace(COMPUTE, precision="float32", reason="inexact"),
+            "float32 on cpu; what is faster here is too far from onnxruntime's scores",
+        ),
+        (Compute(device="cuda:1", precision="float16", reason="asked"), "float16 on cuda:1, as asked for"),
+        (Compute(), "float32 on cpu"),
+    ],
+)
+def test_how_the_proxy_computed_is_told(compute, words):
+    lines = " ".join(to_text(report(compute=compute)).split())
+    assert f"Compute {words} Seed" in lines
+
+
+def test_image_passes_are_told_per_stage_and_class():
+    document = json.loads(to_json(report()))
+    assert document["cost"] == {"inversion": {"passes": 3600, "forwards": 64}}
+    assert document["compute"]["timings"][0] == {
+        "precision": "bfloat16",
+        "channels_last": True,
+        "seconds": 0.001,
+        "difference": 0.01,
+    }
+    assert "Passes inversion 3,600 (inversion 900 per class); of one image" in " ".join(to_text(report()).split())
 
 
 def test_the_schema_check_of_these_tests_finds_breaches(schema):

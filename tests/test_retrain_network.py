@@ -17,6 +17,7 @@ from debride.retrain.draws import Batch
 from debride.retrain.loss import Loss, set_gradients
 from debride.retrain.network import Network
 from debride.retrain.options import Method
+from debride.types import Compute
 from graph_models import Builder
 from retraining_parts import (
     FULL,
@@ -83,14 +84,8 @@ def test_a_model_whose_weights_are_computed_names_each_reason_once():
         made(net(b))
 
 
-def exact(network):
-    """`network` computing in float32 throughout, to be held against what is computed by hand."""
-    network.proxy.precision = "float32"
-    return network
-
-
 def test_features_are_those_that_the_last_linear_layer_reads():
-    network = exact(made(plain()))
+    network = made(plain())
     x = torch.from_numpy(images(5))
     logits, features = network.logits_and_features(x)
     assert torch.equal(logits, network.logits(x)) and features.shape == (5, 4)
@@ -176,7 +171,7 @@ def slopes(w, b, extra=0.0):
 
 
 def by_hand(margin=False):
-    network = exact(made(linear(W, B), replace(SPEC, size=(1, 1))))
+    network = made(linear(W, B), replace(SPEC, size=(1, 1)))
     foreign = np.zeros((3, 3), bool)
     foreign[1:, 0] = margin
     batch = Batch(
@@ -247,7 +242,7 @@ def test_the_margin_holds_for_stamped_images_too():
 
 def test_features_apart_are_told_in_shares_of_their_size():
     network, batch = by_hand()
-    delivered = exact(Network(read(linear(W, B)), replace(SPEC, size=(1, 1)), ()))
+    delivered = Network(read(linear(W, B)), replace(SPEC, size=(1, 1)), ())
     half = batch.clean[:1] * np.float32(0.5)
     stamped = replace(batch, stamped=half, rows=np.array([0]), wanted_stamped=batch.wanted[:1])
     one = value(Loss(Method(stamped=1.0, features=3.0), delivered), network, stamped)
@@ -263,9 +258,8 @@ def test_features_apart_are_told_in_shares_of_their_size():
     ids=["plain", "stamped", "sam", "features"],
 )
 def test_parts_of_a_batch_add_up_to_the_whole(method, apart, monkeypatch):
-    network, loss, batch = exact(made()), loss_of(method), look(method)
+    network, loss, batch = made(), loss_of(method), look(method)
     if loss.delivered is not None:
-        exact(loss.delivered)
         network.load({name: values * 1.1 for name, values in network.snapshot().items()})
 
     def told():
@@ -284,9 +278,9 @@ def test_parts_of_a_batch_add_up_to_the_whole(method, apart, monkeypatch):
         np.testing.assert_allclose(summed[name], gradient, rtol=2e-5 + apart, atol=1e-6 + apart)
 
 
-def test_what_is_trained_computes_in_bfloat16_by_masters_in_float32():
-    network, x = made(), torch.from_numpy(images(5))
+def test_what_is_trained_may_compute_in_bfloat16_by_masters_in_float32():
+    network, x = made(compute=Compute(precision="bfloat16")), torch.from_numpy(images(5))
     rounded = network.logits(x).detach()
     assert rounded.dtype == torch.float32 and {m.dtype for m in network.masters.values()} == {torch.float32}
-    apart = (rounded - exact(network).logits(x).detach()).abs().max() / rounded.abs().max()
+    apart = (rounded - made().logits(x).detach()).abs().max() / rounded.abs().max()
     assert 1e-6 < float(apart) < 0.02

@@ -139,7 +139,7 @@ def test_cuda_is_asked_for_before_the_cpu_and_without_tf32(monkeypatch):
     session = Session(b"", Runtime())
     assert session.asked == (CUDA, CPU)
     assert session.provider == CUDA
-    assert fake.tried == [([CUDA, CPU], {CUDA: {"use_tf32": "0"}, CPU: {}})]
+    assert fake.tried == [([CUDA, CPU], {CUDA: {"use_tf32": "0", "device_id": "0"}, CPU: {}})]
 
 
 def test_the_provider_named_is_the_one_that_runs_not_the_one_listed(monkeypatch):

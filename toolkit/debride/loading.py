@@ -16,13 +16,26 @@ from debride.graph.read import Model, read_model
 from debride.graph.seen import Seen, seen
 from debride.graph.wire import pieces_of, size_of
 from debride.images import check_labels, draw_per_class, load_for, split
+from debride.proxy.device import resolve_device
 from debride.proxy.interpreter import Proxy
 from debride.proxy.parity import check_parity
+from debride.proxy.precision import choose_compute
 from debride.sessions import Runtime, Session, predictor
 from debride.settings import Settings
 from debride.slimming.observe import observe
 from debride.spec import declare, resolve_spec, sidecar_of
-from debride.types import ChannelGroup, Conversion, FileFacts, FloatArray, InputSpec, Predict, Refused, Samples
+from debride.types import (
+    ChannelGroup,
+    Compute,
+    Conversion,
+    FileFacts,
+    FloatArray,
+    InputSpec,
+    Meter,
+    Predict,
+    Refused,
+    Samples,
+)
 
 _FIT = 0.7
 """Share of the images that triggers and cuts are fitted to; the rest only judges."""
@@ -36,7 +49,7 @@ class Loaded:
     """`fit` and `held_out` always carry labels: the given ones (`labelled`), or the delivered model's own answers.
 
     `seen` are the tensors' types and shapes as they were when the graph ran. `facts` are those of the file that the
-    user named, `conversion` how `model` was made of it (None: it is ONNX).
+    user named, `conversion` how `model` was made of it (None: it is ONNX). `compute` says how the proxy is to compute.
     """
 
     model: Model
@@ -54,12 +67,17 @@ class Loaded:
     seen: Seen
     refused: tuple[Refused, ...]
     parity: float
+    compute: Compute
     warnings: tuple[str, ...]
 
 
-def load(source: Source, images_path: Path, settings: Settings) -> Loaded:
-    """Read, check and measure; see the errors of each stage. Raises `ParityError` where the proxy cannot be trusted."""
-    runtime = Runtime(settings.threads, settings.providers)
+def load(source: Source, images_path: Path, settings: Settings, meter: Meter | None = None) -> Loaded:
+    """Read, check and measure; `meter` counts what the proxies compute later.
+
+    Raises `ParityError` where the proxy cannot be trusted, and as each stage does.
+    """
+    device = resolve_device(settings.device)
+    runtime = settings.runtime()
     model = _read(source.path, runtime)
     session = Session(model.working.SerializeToString(), runtime, source.origin.name)
     sidecar = sidecar_of(source.path)
@@ -78,6 +96,9 @@ def load(source: Source, images_path: Path, settings: Settings) -> Loaded:
     _check_rewritten(model, resolved.spec, predict, samples, runtime)
     fit, held_out = split(samples, settings.seed, _FIT)
     parity = _parity(model, resolved.spec, predict, fit.images[:64], settings)
+    compute = choose_compute(
+        model.graph, resolved.spec, predict, fit.images, device=device, asked=settings.precision, meter=meter
+    )
     fit, held_out = labelled(fit, predict), labelled(held_out, predict)
     _check_classes(images_path, fit, held_out)
     observed = observe(model.working, model.graph, resolved.spec, runtime, source.origin.name)
@@ -100,6 +121,7 @@ def load(source: Source, images_path: Path, settings: Settings) -> Loaded:
         seen=seen(observed.open_shapes(), observed.dtypes),
         refused=refused,
         parity=parity,
+        compute=compute,
         warnings=(*resolved.warnings, *_slow(model)),
     )
 
@@ -161,7 +183,7 @@ def _parity(model: Model, spec: InputSpec, predict: Predict, images: FloatArray,
     """How far the proxy is from onnxruntime; for quantised models from one that fuses nothing, see `check_parity`."""
     proxy = Proxy(model.graph, spec)
     if proxy.rounds:
-        plain = Runtime(settings.threads, settings.providers, optimised=False)
+        plain = replace(settings.runtime(), optimised=False)
         predict = predictor(Session(model.working.SerializeToString(), plain, model.path.name), spec)
     return check_parity(proxy, predict, images, seed=settings.seed)
 

@@ -73,7 +73,7 @@ def doubts(loaded: Loaded, settings: Settings) -> tuple[str, ...]:
     Raises `ImagesError` where it would do harm: labels that contradict the delivered model nearly everywhere.
     `ModelError` where nothing in the model can be trained, or not in the way that is asked for.
     """
-    Network(loaded.model, loaded.spec, ()).check(loaded.fit.images[:1])
+    Network(loaded.model, loaded.spec, (), loaded.compute).check(loaded.fit.images[:1])
     options = settings.retraining
     if loaded.model.bound and (METHODS[options.method].features or options.statistics == "estimate"):
         raise ModelError(
@@ -124,11 +124,11 @@ def retrained(
     Raises `ModelError` where nothing can be trained, `SurgeryError` where the weights cannot be written back.
     """
     model = model_of(proto.SerializeToString(), loaded.model.path, free=not loaded.model.bound)
-    network = Network(model, loaded.spec, loaded.groups)
+    network = Network(model, loaded.spec, loaded.groups, loaded.compute)
     norms, anew = statistics(model, network.proxy.output), dict[str, FloatArray]()
     if norms and settings.retraining.statistics == "estimate":
         anew = estimate(network.proxy, norms, loaded.fit.images)
-    teacher = Teacher(loaded.model, loaded.spec, settings.retraining, labelled=loaded.labelled)
+    teacher = Teacher(loaded.model, loaded.spec, settings.retraining, labelled=loaded.labelled, compute=loaded.compute)
     found = {target: tuple(known) for target, known in triggers.items()}
     checked, courses = detection, list[Course]()
     rounds = _ROUNDS if found and teacher.method.stamped else 1
@@ -175,7 +175,7 @@ def _attacked(
 ) -> tuple[Detection, dict[int, Trigger]]:
     """Invert `classes` (or all, where there are none) on the network as it stands: the detection, triggers by class."""
     working = working_written(model, {**network.arrays(), **anew})
-    proxy = Proxy(parse(working), loaded.spec, precision="bfloat16")
+    proxy = Proxy(parse(working), loaded.spec, compute=loaded.compute)
     predict = predictor(Session(working.SerializeToString(), loaded.runtime, "the retrained model"), loaded.spec)
     targets = sorted(classes) or list(range(loaded.n_classes))
     seed = settings.seed + _SEEDS + 1000 * number + targets[0]

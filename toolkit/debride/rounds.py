@@ -334,7 +334,7 @@ def answers(loaded: Loaded, gone: Sequence[int]) -> Predict:
 
 def _proxy(loaded: Loaded, state: State) -> Proxy:
     proto = working_zero(loaded.model, [loaded.groups[i] for i in state.gone])
-    return Proxy(parse(proto), loaded.spec, precision="bfloat16")
+    return Proxy(parse(proto), loaded.spec, compute=loaded.compute)
 
 
 def recheck(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .errors import ModelError, RuntimeMissingError
+from .errors import ModelError, RuntimeMissingError, UsageError
 from .pixels import encode
 from .types_input import FloatArray, InputSpec, Predict
 
@@ -50,7 +51,7 @@ class Runtime:
     Empty `providers` asks for CUDA, then the CPU, as far as the installed onnxruntime offers them. Without `optimised`,
     nodes run as they are written: onnxruntime rounds elsewhere where it has fused those of a quantised model. `thrifty`
     sessions forget tensors early where a graph has many outputs. Threads `spin` while they wait for more work, which is
-    quicker and takes their cores from whoever else would use them.
+    quicker and takes their cores from whoever else would use them. `device` is the number of the GPU that is used.
     """
 
     threads: int = 0
@@ -58,6 +59,7 @@ class Runtime:
     optimised: bool = True
     thrifty: bool = False
     spin: bool = True
+    device: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +181,28 @@ def asked_providers(runtime: Runtime) -> tuple[str, ...]:
     return runtime.providers
 
 
+def device_number(device: str) -> int | None:
+    """The number of the GPU that `device` names ("cuda" or "cuda:N"); None for "cpu" and "auto".
+
+    Raises `UsageError` where it is none of these.
+    """
+    named = re.fullmatch(r"auto|cpu|cuda(?::(\d{1,3}))?", device)
+    if named is None:
+        raise UsageError(f"--device {device!r} is no device; give auto, cpu, cuda or cuda:N")
+    return int(named[1] or 0) if device.startswith("cuda") else None
+
+
+def runtime_on(device: str, *, threads: int = 0, providers: tuple[str, ...] = ()) -> Runtime:
+    """How sessions run on `device` ("auto", "cpu", "cuda" or "cuda:N"), unless `providers` are named.
+
+    Raises `UsageError` where `device` is no such name.
+    """
+    number = device_number(device)
+    if not providers and device != "auto":
+        providers = ("CPUExecutionProvider",) if number is None else _PREFERRED
+    return Runtime(threads, providers, device=number or 0)
+
+
 def environment() -> dict[str, str]:
     """onnxruntime's version and the providers that it lists, for the report."""
     _require_onnxruntime()
@@ -208,12 +232,17 @@ def _create(model: bytes | Path, folder: Path | None, runtime: Runtime, asked: t
             return ort.InferenceSession(
                 source,
                 sess_options=options,
-                providers=[(p, _OPTIONS.get(p, {})) for p in providers],
+                providers=[(p, _options_of(p, runtime)) for p in providers],
                 enable_fallback=0,  # its own fallback prints to stdout
             )
         except Exception as error:
             failure = error
     raise ModelError(f"{name}: onnxruntime could not load the model: {_line(failure)}") from failure
+
+
+def _options_of(provider: str, runtime: Runtime) -> dict[str, str]:
+    options = _OPTIONS.get(provider, {})
+    return {**options, "device_id": str(runtime.device)} if provider == "CUDAExecutionProvider" else options
 
 
 def _session_options(runtime: Runtime) -> Any:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from debride.errors import UsageError
 from debride.inversion.options import InversionOptions
 from debride.retrain.options import RetrainOptions
+from debride.sessions import Runtime, device_number, runtime_on
 from debride.specfile import SpecFlags
-from debride.types import ConvertOptions
+from debride.types import ConvertOptions, PrecisionChoice
 
 RetrainChoice = Literal["auto", "never", "always"]
 
@@ -17,6 +18,8 @@ RetrainChoice = Literal["auto", "never", "always"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """`per_class` images are drawn by `seed` (None: all); `threads` 0 means all cores.
+    `device` ("auto", "cpu", "cuda", "cuda:N") is for torch and, unless `providers` are named, for onnxruntime;
+    `precision` is that of convolutions and products in torch, "auto" the fastest by measuring.
 
     `utility_budget` is the largest loss of accuracy (or agreement) that pruning may cost, `group_budget` the largest
     share of all channel groups that may go, `target_asr` the success rate below which an attack counts as removed,
@@ -32,6 +35,8 @@ class Settings:
     seed: int = 0
     threads: int = 0
     providers: tuple[str, ...] = ()
+    device: str = "auto"
+    precision: PrecisionChoice = "auto"
     utility_budget: float = 0.02
     group_budget: float = 0.05
     target_asr: float = 0.05
@@ -49,6 +54,7 @@ class Settings:
                 raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give a share from 0 to 1")
         if self.per_class is not None and self.per_class < 1:
             raise UsageError(f"--per-class is {self.per_class}; give 1 or more")
+        device_number(self.device)
         if self.threads < 0 or self.seed < 0:
             raise UsageError("--threads and --seed take whole numbers from 0")
         if self.align != 1 and not self.slim:
@@ -62,12 +68,21 @@ class Settings:
         if self.time_budget is not None and not 0 < self.time_budget < float("inf"):
             raise UsageError(f"--time-budget is {self.time_budget}; give seconds above 0")
 
+    def runtime(self) -> Runtime:
+        """How onnxruntime is to run: by the `providers` named, else on `device`.
+
+        Its threads do not spin between two runs, when torch wants the cores.
+        """
+        return replace(runtime_on(self.device, threads=self.threads, providers=self.providers), spin=False)
+
     def as_report(self) -> dict[str, Any]:
         """The settings that decide a run's outcome, for the report."""
         names = (
             "per_class",
             "seed",
             "threads",
+            "device",
+            "precision",
             "utility_budget",
             "group_budget",
             "target_asr",

@@ -20,9 +20,10 @@ from debride.inversion.invert import invert
 from debride.loading import Loaded, load
 from debride.proxy.backend import configure
 from debride.proxy.interpreter import Proxy
+from debride.report.compute import compute_words
 from debride.sessions import environment
 from debride.settings import Settings
-from debride.types import Detection, Evaluation, Progress, Report, Trigger, Verdict
+from debride.types import Detection, Evaluation, Meter, Progress, Report, Trigger, Verdict
 
 _EXAMPLES = 12
 _WORKS = 0.5
@@ -31,19 +32,24 @@ _WORKS = 0.5
 
 @dataclass(slots=True)
 class Clock:
-    """Seconds per stage, from when it was made."""
+    """Seconds and image passes per stage, from when it was made; proxies count their passes on `meter`."""
 
     started: float = field(default_factory=time.monotonic)
     seconds: dict[str, float] = field(default_factory=dict)
+    cost: dict[str, Meter] = field(default_factory=dict)
+    meter: Meter = field(default_factory=Meter)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Adds what runs within to the seconds of `name`."""
-        started = time.monotonic()
+        """Adds what runs within to the seconds and the cost of `name`."""
+        started, before = time.monotonic(), replace(self.meter)
         try:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+            spent = self.cost.setdefault(name, Meter())
+            spent.passes += self.meter.passes - before.passes
+            spent.forwards += self.meter.forwards - before.forwards
 
     def deadline(self, settings: Settings) -> float | None:
         """The monotonic time after which no new round begins; None without a time budget."""
@@ -87,8 +93,8 @@ def prepared(source: Source, images: Path, settings: Settings, progress: Progres
     configure(settings.threads)
     with clock.stage("loading"):
         progress("loading", 0, 1)
-        loaded = load(source, images, settings)
-        progress("loading", 1, 1, f"{len(loaded.groups)} channel groups")
+        loaded = load(source, images, settings, clock.meter)
+        progress("loading", 1, 1, f"{len(loaded.groups)} channel groups; {compute_words(loaded.compute)}")
     return loaded
 
 
@@ -96,7 +102,7 @@ def searched(loaded: Loaded, settings: Settings, progress: Progress, clock: Cloc
     """Invert all classes and detect; more triggers for each suspect."""
     options = settings.inversion
     with clock.stage("inversion"):
-        proxy = Proxy(loaded.model.graph, loaded.spec, precision="bfloat16")
+        proxy = Proxy(loaded.model.graph, loaded.spec, compute=loaded.compute)
         data = (proxy, loaded.predict, loaded.fit, loaded.held_out)
         every = range(loaded.n_classes)
         best = invert(*data, every, options=options, seed=settings.seed, progress=progress)
@@ -158,6 +164,8 @@ def report(
         parity=loaded.parity,
         samples={"fit": len(loaded.fit), "held_out": len(loaded.held_out)},
         seconds=clock.seconds,
+        cost=clock.cost,
+        compute=loaded.compute,
         before=before,
         refused=loaded.refused,
         warnings=(*loaded.warnings, *warnings),

@@ -6,6 +6,7 @@ a model wants instead is said by `InputSpec` and applied at the very edge, by `i
 The definitions are in `types_*.py`, by stage: making a dataclass takes half a millisecond, and serving needs one.
 """
 
+from .types_compute import Compute, ComputeReason, Meter, Precision, PrecisionChoice, Timing
 from .types_convert import Agreement, Conversion, Converted, ConvertOptions, Reference
 from .types_cut import ChannelGroup, DifferentiableGame, Game, Pruned, Refused, Round, ShapleyValues, Slice
 from .types_find import Detection, Evaluation, Finding, Progress, Rate, Samples, Trigger, TriggerEvaluation, no_progress
@@ -29,6 +30,8 @@ __all__ = [
     "BoolArray",
     "ChannelGroup",
     "Channels",
+    "Compute",
+    "ComputeReason",
     "Conversion",
     "ConvertOptions",
     "Converted",
@@ -45,6 +48,9 @@ __all__ = [
     "IntArray",
     "LabelSource",
     "Layout",
+    "Meter",
+    "Precision",
+    "PrecisionChoice",
     "Predict",
     "Progress",
     "Pruned",
@@ -61,6 +67,7 @@ __all__ = [
     "Slimming",
     "SpecSource",
     "Statistics",
+    "Timing",
     "Trigger",
     "TriggerEvaluation",
     "Verdict",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .types_compute import Compute, Meter
 from .types_convert import Conversion
 from .types_cut import Pruned, Refused, Round
 from .types_find import Detection, Evaluation, Samples
@@ -62,7 +63,8 @@ class Report:
     """All that a scan, a sanitize or a retrain run found and did; `report.to_json` writes it.
 
     `returned` groups were cut and put back, since their absence did nothing. `conversion` is None for ONNX files,
-    `slimming` where it was not asked for or nothing was cut, `retraining` where none was needed or asked for.
+    `slimming` where it was not asked for or nothing was cut, `retraining` where none was needed or asked for. `cost`
+    counts image passes per stage, and `compute` says how they were computed.
     """
 
     command: Literal["scan", "sanitize", "retrain"]
@@ -79,6 +81,8 @@ class Report:
     parity: float
     samples: Mapping[str, int]
     seconds: Mapping[str, float]
+    cost: Mapping[str, Meter] = field(default_factory=dict)
+    compute: Compute | None = None
     before: Evaluation | None = None
     after: Evaluation | None = None
     pruned: tuple[Pruned, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import Annotated
@@ -65,6 +66,9 @@ def main() -> None:
     # A closed terminal, unless `nohup` has it ignored.
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
         signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
+    # torch's threads would spin while they wait for each other: beside any other process on the same cores a pass then
+    # took up to ten times longer. Read when torch is loaded, which a command does later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with guard():
             app(prog_name="debride")

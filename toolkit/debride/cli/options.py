@@ -131,16 +131,40 @@ class Resources:
     threads: Annotated[
         int, Option(min=0, metavar="T", help="CPU threads; 0: all cores.", rich_help_panel=RESOURCES)
     ] = 0
+    device: Annotated[
+        str,
+        Option(
+            metavar="auto|cpu|cuda[:N]",
+            help="Where torch and onnxruntime compute; auto: on a GPU where there is one.",
+            rich_help_panel=RESOURCES,
+        ),
+    ] = "auto"
     provider: Annotated[
         list[str] | None,
-        Option(metavar="NAME", help="onnxruntime provider; repeat to name several.", rich_help_panel=RESOURCES),
+        Option(
+            metavar="NAME",
+            help="onnxruntime provider in place of the device's; repeat to name several.",
+            rich_help_panel=RESOURCES,
+        ),
     ] = None
 
     def runtime(self) -> Runtime:
         """The same as onnxruntime's `Runtime`."""
-        from debride.sessions import Runtime
+        from debride.sessions import runtime_on
 
-        return Runtime(threads=self.threads, providers=tuple(self.provider or ()))
+        return runtime_on(self.device, threads=self.threads, providers=tuple(self.provider or ()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computing:
+    """How torch computes."""
+
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Option(
+            help="What torch's products are computed in; auto: the fastest, by measuring.", rich_help_panel=RESOURCES
+        ),
+    ] = "auto"
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

@@ -8,7 +8,7 @@ from typing import Annotated
 from typer import Option
 
 from debride.cli.guard import check_output, guard
-from debride.cli.options import Building, Convention, Images, Model, Resources, grouped
+from debride.cli.options import Building, Computing, Convention, Images, Model, Resources, grouped
 from debride.cli.runs import (
     Budgets,
     Draws,
@@ -45,6 +45,7 @@ def retrain(
     building: Building,
     budgets: Budgets,
     resources: Resources,
+    computing: Computing,
     trigger: Annotated[
         list[Path] | None,
         Option(metavar="T.npz", help="A trigger to unlearn, beside those found; repeat for several."),
@@ -60,7 +61,9 @@ def retrain(
     with guard(telling.debug, goals(output, report)):
         from debride.cli.progress import shown
 
-        settings = settings_of(draws, convention, building, resources, budgets, retraining=retraining, retrain="always")
+        settings = settings_of(
+            draws, convention, building, resources, computing, budgets, retraining=retraining, retrain="always"
+        )
         check_output(output, model, force=telling.force)
         for file in trigger or ():
             check_output(output, file, force=telling.force, what="the trigger")

@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Exit, Option
 
 from debride.cli.guard import FAILED, check_output, guard, put, say, write_whole
-from debride.cli.options import OUTPUT, Align, Building, Convention, Debug, Images, Model, Resize, Resources, grouped
+from debride.cli.options import (
+    OUTPUT,
+    Align,
+    Building,
+    Computing,
+    Convention,
+    Debug,
+    Images,
+    Model,
+    Resize,
+    Resources,
+    grouped,
+)
 from debride.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +40,7 @@ SCAN_EPILOG = """[bold]Examples[/]
   debride scan vendor.keras --images clean.npz --range 0,1 --report found
   debride scan vendor.pth --architecture net.py:build --images clean/
   debride scan vendor.onnx --images clean/ --output found.json --quiet
+  debride scan vendor.onnx --images clean/ --device cuda:0
 
 [bold]Exit codes[/]: 0 clean; 1 backdoored; 2 wrong usage; 3 inconclusive,
 unsupported or failed; 130 interrupted."""
@@ -118,6 +131,7 @@ def scan(
     convention: Convention,
     building: Building,
     resources: Resources,
+    computing: Computing,
     output: Annotated[
         Path | None, place("--output", "-o", metavar="FILE", text="The report as JSON goes here, not to stdout.")
     ] = None,
@@ -130,7 +144,7 @@ def scan(
     with guard(telling.debug, goals(output, report)):
         from debride.cli.progress import shown
 
-        settings = settings_of(draws, convention, building, resources)
+        settings = settings_of(draws, convention, building, resources, computing)
         check_output(output, model, force=telling.force)
         check_report(report, force=telling.force)
         with shown(telling.quiet) as progress:
@@ -151,6 +165,7 @@ def sanitize(
     budgets: Budgets,
     group_budget: Annotated[float, budget("SHARE", "Largest share of the channel groups to cut.")] = 0.05,
     resources: Resources,
+    computing: Computing,
     output: Annotated[Path, place("--output", "-o", metavar="CLEAN.onnx", text="The cleaned model goes here.")],
     report: Annotated[Path, place("--report", metavar="DIR", text="Folder for report, pictures and triggers.")],
     retrain: Annotated[
@@ -176,6 +191,7 @@ def sanitize(
             convention,
             building,
             resources,
+            computing,
             budgets,
             slim=slim,
             align=align,
@@ -198,6 +214,7 @@ def settings_of(
     convention: Convention,
     building: Building,
     resources: Resources,
+    computing: Computing,
     budgets: Budgets | None = None,
     *,
     slim: bool = False,
@@ -219,6 +236,8 @@ def settings_of(
         seed=draws.seed,
         threads=resources.threads,
         providers=tuple(resources.provider or ()),
+        device=resources.device,
+        precision=computing.precision,
         utility_budget=limits.utility_budget,
         group_budget=group_budget,
         target_asr=limits.target_asr,

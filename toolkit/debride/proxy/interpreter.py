@@ -11,8 +11,8 @@ from debride.errors import ModelError
 from debride.graph.ir import Graph
 from debride.proxy.convert import to_tensor
 from debride.proxy.plan import logits_edge
-from debride.proxy.runner import GraphRunner, Precision
-from debride.types import InputSpec
+from debride.proxy.runner import GraphRunner
+from debride.types import Compute, InputSpec
 
 _TINY = 1e-12
 """Added to a probability before its logarithm is taken."""
@@ -28,8 +28,8 @@ class Proxy(GraphRunner):
         ModelError: the graph does not run, or needs more inputs than the image.
     """
 
-    def __init__(self, graph: Graph, spec: InputSpec, *, precision: Precision = "float32") -> None:
-        super().__init__(graph, precision=precision)
+    def __init__(self, graph: Graph, spec: InputSpec, *, compute: Compute | None = None) -> None:
+        super().__init__(graph, compute=compute)
         self.spec = spec
         self.output = spec.output or graph.outputs[0].name
         self.logits = logits_edge(graph, self.output)
@@ -37,6 +37,7 @@ class Proxy(GraphRunner):
         scale, shift = spec.affine()
         self.register_buffer("_scale", torch.from_numpy(scale))
         self.register_buffer("_shift", torch.from_numpy(shift))
+        self.to(self.compute.device)
         self.eval()
         self.probabilities = self._gives_probabilities()
 
@@ -62,6 +63,10 @@ class Proxy(GraphRunner):
             ModelError: a node fails (named with its operator and shapes), or a name is no tensor of the graph.
         """
         scores = self._scores(images, masks or {}, start or {}, self.logits)
+        if scores.requires_grad:
+            self.compute.meter.passes += len(images)
+        else:
+            self.compute.meter.forwards += len(images)
         return self.as_logits(scores)
 
     def as_logits(self, scores: Tensor) -> Tensor:
@@ -85,9 +90,10 @@ class Proxy(GraphRunner):
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) in 0..1, RGB or grey, as the model's input: channel order, range, layout and type."""
-        # Convolutions are fastest with the channels last in memory, whatever the layout says.
+        # The order in memory decides how fast convolutions are, whatever the layout says.
         scale = self.get_buffer("_scale")
-        x = images.to(scale.dtype).contiguous(memory_format=torch.channels_last)
+        order = torch.channels_last if self.compute.channels_last else torch.contiguous_format
+        x = images.to(scale.dtype).contiguous(memory_format=order)
         x = x.flip(1) if self.spec.channels == "BGR" else x
         x = x * scale + self.get_buffer("_shift")
         x = x.permute(0, 2, 3, 1) if self.spec.layout == "NHWC" else x
@@ -117,7 +123,7 @@ class Proxy(GraphRunner):
         """Whether the scores are probabilities made by other means than a final Softmax: tried on random images."""
         noise = torch.Generator().manual_seed(0)
         shape = (self._input.shape or (None,))[0] or 4
-        images = torch.rand((shape, self.spec.depth, *self.spec.size), generator=noise)
+        images = torch.rand((shape, self.spec.depth, *self.spec.size), generator=noise).to(self.device)
         with torch.no_grad():
             scores = self.scores(images)
         if self.logits != self.output:

@@ -44,14 +44,26 @@ def check_parity(
     )
 
 
+def difference(proxy: Proxy, predict: Predict, images: FloatArray) -> float:
+    """max|a - b| / (max|b| + 1e-6) of the proxy's scores and `predict`'s on `images`; infinite where one is not finite.
+
+    For a proxy that computes in half precision, whose first classes may differ where two are close.
+    """
+    expected = np.asarray(predict(images), np.float64).reshape(len(images), -1)
+    with torch.no_grad():
+        actual = proxy.scores(torch.from_numpy(np.array(images)).to(proxy.device)).double().cpu().numpy()
+    away = np.abs(actual - expected).max() / (np.abs(expected).max() + 1e-6)
+    return float(away) if np.isfinite(away) else float("inf")
+
+
 def _compare(
     proxy: Proxy, predict: Predict, images: FloatArray, limits: tuple[float, float | None], kind: str
 ) -> float:
     expected = np.asarray(predict(images), np.float64).reshape(len(images), -1)
-    tensor = torch.from_numpy(np.array(images))
+    tensor = torch.from_numpy(np.array(images)).to(proxy.device)
     with torch.no_grad():
-        actual = proxy.scores(tensor).double().numpy()
-        logits = proxy(tensor).double().numpy()
+        actual = proxy.scores(tensor).double().cpu().numpy()
+        logits = proxy(tensor).double().cpu().numpy()
     _require_finite(expected, "onnxruntime's", kind)
     _require_finite(actual, "the proxy's", kind)
     _require_finite(logits, "the proxy's", kind)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,10 @@ from debride.proxy.plan import Plan, Request, make_plan
 from debride.proxy.shapes import OtherShapesError, Recall
 from debride.proxy.stamps import same_numbers, stamped, unchanged
 from debride.proxy.steps import advance, constants_of, folded
+from debride.types import Compute
 
-Precision = Literal["float32", "bfloat16"]
-
+_AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_SCALES = (2.0**12, 2.0**6, 1.0)
 _RECALLS = 32
 """So many shapes of the inputs are remembered at a time."""
 
@@ -32,17 +33,17 @@ class GraphRunner(nn.Module):
     weight's floats, a transposed kernel) is computed on the first run and kept while the constants stay the same;
     write into a constant in place, not through its `.data`. Arithmetic on shapes is done once per shape of the inputs,
     and chains that mean GELU or layer normalisation are computed as one, unless a mask or a gradient has business in
-    them. Made double, a cast to another float type keeps float64. With `precision="bfloat16"` convolutions and
-    matrix products run in bfloat16 under autocast, for speed.
+    them. Made double, a cast to another float type keeps float64. Constants lie on the device of `compute`, and
+    convolutions and matrix products run in its precision, under autocast.
 
     Raises:
         UnsupportedOpError: a constant of a type that torch lacks.
         ModelError: arithmetic on integer constants fails (named by its node).
     """
 
-    def __init__(self, graph: Graph, *, precision: Precision = "float32") -> None:
+    def __init__(self, graph: Graph, *, compute: Compute | None = None) -> None:
         super().__init__()
-        self.graph, self.precision = graph, precision
+        self.graph, self.compute = graph, compute or Compute()
         self._names: dict[str, str] = {}
         self._exact: dict[str, Tensor] = {}
         self._edges = {*(v.name for v in graph.inputs), *(name for n in graph.nodes for name in n.outputs)}
@@ -65,6 +66,12 @@ class GraphRunner(nn.Module):
                 self.register_buffer(self._made[name], tensor, persistent=False)
             else:
                 self._exact[name] = tensor
+        self.to(self.compute.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the constants lie, and whatever is computed with them."""
+        return self._constant("_width").device
 
     @property
     def rounds(self) -> bool:
@@ -103,6 +110,23 @@ class GraphRunner(nn.Module):
             else:
                 made = advance(plan.steps, values, feeds, masks)
         return {name: made[name] for name in outputs}
+
+    def gradients(
+        self, loss: Tensor, tensors: Sequence[Tensor], *, allow_unused: bool = False
+    ) -> tuple[Tensor | None, ...]:
+        """The gradients of the scalar `loss` of what was computed here, by `tensors`; None where it does not use one.
+
+        In float16 the way back is walked with the loss scaled up, since small gradients would round to zero, by less
+        where they overflow (Micikevicius et al., ICLR 2018).
+        """
+        scales = _SCALES if self.compute.precision == "float16" else (1.0,)
+        for scale in scales:
+            found = torch.autograd.grad(
+                loss * scale, tensors, retain_graph=scale != scales[-1], allow_unused=allow_unused
+            )
+            if scale == scales[-1] or all(g is None or bool(torch.isfinite(g).all()) for g in found):
+                break
+        return tuple(None if g is None else g / scale for g in found)
 
     def _constant(self, key: str) -> Tensor:
         found = self._buffers[key]  # get_buffer walks the module's tree, once per constant and run
@@ -183,7 +207,5 @@ class GraphRunner(nn.Module):
         return True
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        if self.precision == "float32":
-            return nullcontext()
-        device = next((b.device.type for b in self.buffers()), "cpu")
-        return torch.autocast(device, torch.bfloat16)
+        dtype = _AUTOCAST.get(self.compute.precision)
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)

@@ -23,9 +23,10 @@ class ProxyGame:
 
     def __init__(self, proxy: Proxy, groups: Sequence[ChannelGroup], stakes: Sequence[Stake]) -> None:
         self._proxy, self._stakes, self._n = proxy, tuple(stakes), len(groups)
-        self._images = [torch.from_numpy(np.array(stake.images)) for stake in stakes]
-        self._wanted = [torch.from_numpy(np.array(stake.wanted)) for stake in stakes]
-        self._edges = _edges(groups)
+        at = proxy.device
+        self._images = [torch.from_numpy(np.array(stake.images)).to(at) for stake in stakes]
+        self._wanted = [torch.from_numpy(np.array(stake.wanted)).to(at) for stake in stakes]
+        self._edges = _edges(groups, at)
         self._shapes = _shapes(proxy, self._edges, self._images[0][:1])
         self._next = [0] * len(stakes)
 
@@ -38,7 +39,7 @@ class ProxyGame:
         """Payoffs (B, M) of coalitions (B, P) on all images of each stake."""
         rows = []
         for coalition in coalitions:
-            mask = torch.from_numpy(coalition[None].astype(np.float32))
+            mask = torch.from_numpy(coalition[None].astype(np.float32)).to(self._proxy.device)
             with torch.no_grad():
                 rows.append([self._mean(m, mask) for m in range(len(self._stakes))])
         return np.array(rows, np.float64)
@@ -56,9 +57,11 @@ class ProxyGame:
         stake = self._stakes[m]
         rows = torch.from_numpy((self._next[m] + np.arange(len(coalitions))) % len(stake))
         self._next[m] = int(rows[-1] + 1) % len(stake)
-        mask = torch.from_numpy(coalitions.astype(np.float32)).requires_grad_()
+        mask = torch.from_numpy(coalitions.astype(np.float32)).to(self._proxy.device).requires_grad_()
         overlap = self._overlap(m, rows, mask)
-        return np.asarray(torch.autograd.grad(overlap.sum(), mask)[0].double().numpy())
+        (found,) = self._proxy.gradients(overlap.sum(), [mask])
+        assert found is not None  # `gradients` refuses what the loss does not use, unless told otherwise
+        return np.asarray(found.double().cpu().numpy())
 
     def _mean(self, m: int, mask: Tensor) -> float:
         rows = torch.split(torch.arange(len(self._stakes[m])), _ROWS)
@@ -83,12 +86,16 @@ class ProxyGame:
         return masks
 
 
-def _edges(groups: Sequence[ChannelGroup]) -> Mapping[str, tuple[Tensor, Tensor, int]]:
+def _edges(groups: Sequence[ChannelGroup], at: torch.device) -> Mapping[str, tuple[Tensor, Tensor, int]]:
     players: dict[str, list[int]] = {}
     for player, group in enumerate(groups):
         players.setdefault(group.edge, []).append(player)
     return {
-        edge: (torch.tensor(mine), torch.tensor([groups[p].channel for p in mine]), groups[mine[0]].axis)
+        edge: (
+            torch.tensor(mine, device=at),
+            torch.tensor([groups[p].channel for p in mine], device=at),
+            groups[mine[0]].axis,
+        )
         for edge, mine in players.items()
     }
 

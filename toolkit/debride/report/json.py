@@ -14,6 +14,7 @@ import numpy as np
 
 from debride.errors import ReportError
 from debride.report.channels import refused_fields
+from debride.report.compute import compute_fields, cost_fields
 from debride.report.conversion import conversion_fields
 from debride.report.rates import evaluation_fields, rate_fields
 from debride.report.retraining import retraining_fields
@@ -58,6 +59,8 @@ def to_json(report: Report, *, files: Sequence[str] = ()) -> str:
         "slimming": slimming_fields(report.slimming) if report.slimming else None,
         "retraining": retraining_fields(report.retraining) if report.retraining else None,
         "seconds": _seconds(report.seconds),
+        "cost": cost_fields(report.cost),
+        "compute": compute_fields(report.compute) if report.compute else None,
         "seed": report.seed,
         "options": report.options,
         "environment": report.environment,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from os import PathLike, fspath
 
 from debride.report.channels import spans
+from debride.report.compute import compute_words, cost_words
 from debride.report.conversion import conversion_facts
 from debride.report.rates import rates_table
 from debride.report.retraining import retraining_section
@@ -122,6 +123,8 @@ def _facts(report: Report) -> list[str]:
     if report.samples:
         lines += field("Images", ", ".join(f"{name} {count}" for name, count in report.samples.items()))
     lines += field("Proxy", f"largest difference from onnxruntime {report.parity:.2g}")
+    if report.compute:
+        lines += field("Compute", compute_words(report.compute))
     lines += field("Seed", str(report.seed))
     return lines
 
@@ -232,7 +235,9 @@ def _notes(title: str, notes: Sequence[str]) -> list[str]:
 def _times(report: Report) -> list[str]:
     stages = {k: v for k, v in report.seconds.items() if k != "total"}
     total = report.seconds.get("total", sum(stages.values()))
-    return field("Seconds", ", ".join(f"{k} {number(v)}" for k, v in {**stages, "total": total}.items()))
+    spent = cost_words(report.cost, len(report.detection.findings))
+    passes = field("Passes", f"{spent}; of one image, forward and backward") if spent else []
+    return passes + field("Seconds", ", ".join(f"{k} {number(v)}" for k, v in {**stages, "total": total}.items()))
 
 
 def _files(files: Sequence[str | PathLike[str]]) -> list[str]:

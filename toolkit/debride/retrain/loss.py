@@ -13,7 +13,6 @@ from torch.nn import functional
 from debride.retrain.draws import Batch
 from debride.retrain.network import Network
 from debride.retrain.options import Method
-from debride.types import FloatArray
 
 _TINY = 1e-12
 
@@ -40,17 +39,17 @@ class Loss:
     def _of(self, network: Network, part: Batch, clean: int, stamped: int) -> Tensor:
         """The share of `part` in the loss of a batch of so many `clean` and `stamped` images."""
         count, use = len(part.clean), self.method.stamped > 0 and len(part.rows) > 0
-        images = torch.from_numpy(np.concatenate([part.clean, part.stamped]) if use else part.clean)
+        images = network.place(np.concatenate([part.clean, part.stamped]) if use else part.clean)
         if self.delivered is None:
             logits, apart = network.logits(images), None
         else:
             logits, features = network.logits_and_features(images)
             apart = self._apart(features, part, clean, stamped)
-        foreign = torch.from_numpy(part.foreign) * self.method.margin
-        loss = _cross_entropy(logits[:count] + foreign, part.wanted) / clean
+        foreign = network.place(part.foreign) * self.method.margin
+        loss = _cross_entropy(logits[:count] + foreign, network.place(part.wanted)) / clean
         if use:
-            margins = foreign[torch.from_numpy(part.rows)]
-            pulled = _cross_entropy(logits[count:] + margins, part.wanted_stamped)
+            margins = foreign[network.place(part.rows)]
+            pulled = _cross_entropy(logits[count:] + margins, network.place(part.wanted_stamped))
             loss = loss + self.method.stamped * pulled / stamped
         return loss if apart is None else loss + self.method.features * apart
 
@@ -58,16 +57,18 @@ class Loss:
         """Mean squared distance to the delivered network's features of the clean images, in shares of their size."""
         assert self.delivered is not None
         with torch.no_grad():
-            _, wanted = self.delivered.logits_and_features(torch.from_numpy(part.clean))
+            _, wanted = self.delivered.logits_and_features(self.delivered.place(part.clean))
         size, count = wanted.square().mean() + _TINY, len(part.clean)
         apart = (features[:count] - wanted).square().mean(1).sum() / clean
         if len(features) > count:
-            apart = apart + (features[count:] - wanted[torch.from_numpy(part.rows)]).square().mean(1).sum() / stamped
+            apart = (
+                apart + (features[count:] - wanted[self.delivered.place(part.rows)]).square().mean(1).sum() / stamped
+            )
         return apart / size
 
 
-def _cross_entropy(logits: Tensor, wanted: FloatArray) -> Tensor:
-    return functional.cross_entropy(logits, torch.from_numpy(wanted), reduction="sum")
+def _cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
+    return functional.cross_entropy(logits, wanted, reduction="sum")
 
 
 def set_gradients(network: Network, loss: Loss, batch: Batch) -> None:
@@ -80,7 +81,9 @@ def set_gradients(network: Network, loss: Loss, batch: Batch) -> None:
         return
     here, masters = network.snapshot(), network.masters
     pulls = {name: m * m.grad for name, m in masters.items() if m.grad is not None}
-    length = torch.sqrt(sum((pull.square().sum() for pull in pulls.values()), torch.tensor(_TINY)))
+    length = torch.sqrt(
+        sum((pull.square().sum() for pull in pulls.values()), torch.tensor(_TINY, device=network.proxy.device))
+    )
     network.load({name: here[name] + loss.method.radius * here[name] * pull / length for name, pull in pulls.items()})
     network.set_gradients(loss(network, batch))
     network.load(here)

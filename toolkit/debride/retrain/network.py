@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -13,7 +16,7 @@ from debride.graph.read import Model
 from debride.graph.walk import Index
 from debride.graph.weights import silent, trainable
 from debride.proxy.interpreter import Proxy
-from debride.types import ChannelGroup, FloatArray, InputSpec, Refused
+from debride.types import ChannelGroup, Compute, FloatArray, InputSpec, Refused
 
 _LINEAR = ("Gemm", "MatMul", "Conv", "Einsum")
 _NAMED = 3
@@ -23,26 +26,28 @@ class Network:
     """The graph of `model` with its weights as `masters` by name (float32, or float64); channels that are zero stay so.
 
     What computes are the proxy's own constants, in the types of the file (in float16, small steps would round to none);
-    convolutions and products run in bfloat16. `fixed` are the layers' parameters that cannot be trained, with reasons;
-    `silent` the entries of what is trained that stay zero.
+    convolutions and products run as `compute` says. `fixed` are the layers' parameters that cannot be trained, with
+    reasons; `silent` the entries of what is trained that stay zero.
 
     Raises:
         ModelError: nothing in it can be trained.
     """
 
-    def __init__(self, model: Model, spec: InputSpec, groups: Sequence[ChannelGroup]) -> None:
-        self.proxy = Proxy(model.graph, spec, precision="bfloat16")
+    def __init__(
+        self, model: Model, spec: InputSpec, groups: Sequence[ChannelGroup], compute: Compute | None = None
+    ) -> None:
+        self.proxy = Proxy(model.graph, spec, compute=compute)
         weights, self.fixed = trainable(model, self.proxy.output)
         if not weights:
             raise ModelError(f"{model.path.name}: no weight can be trained: {_reasons(self.fixed)}")
         self._constants = {weight.name: self.proxy.tensors[weight.name].requires_grad_(True) for weight in weights}
         self.silent = {name: m for name, m in silent(model.graph, groups).items() if name in self._constants}
-        self._kept = {name: torch.from_numpy(~mask) for name, mask in self.silent.items()}
+        self._kept = {name: self.place(~mask) for name, mask in self.silent.items()}
         self.masters = {name: _wide(tensor.detach().clone()) for name, tensor in self._constants.items()}
 
     def check(self, images: FloatArray) -> None:
         """Raise `ModelError` where the scores of `images` (N, C, H, W) depend on no weight that can be trained."""
-        if not self.logits(torch.from_numpy(images.copy())).requires_grad:
+        if not self.logits(self.place(images)).requires_grad:
             raise ModelError("no weight can be trained: what the image becomes is rounded or cast behind all of them")
 
     def load(self, masters: Mapping[str, Tensor]) -> None:
@@ -64,12 +69,16 @@ class Network:
         """
         total = {name: torch.zeros_like(master) for name, master in self.masters.items()}
         for loss in losses:
-            found = torch.autograd.grad(loss, list(self._constants.values()), allow_unused=True)
+            found = self.proxy.gradients(loss, list(self._constants.values()), allow_unused=True)
             for name, gradient in zip(total, found, strict=True):
                 if gradient is not None:
                     total[name] += gradient.to(total[name].dtype)
         for name, master in self.masters.items():
             master.grad = total[name] * self._kept[name] if name in self._kept else total[name]
+
+    def place(self, array: npt.NDArray[Any]) -> Tensor:
+        """A copy of `array` as a tensor where the network computes."""
+        return torch.from_numpy(np.array(array)).to(self.proxy.device)
 
     def logits(self, images: Tensor) -> Tensor:
         """Class logits (N, K), float32, of images (N, C, H, W) in 0..1."""
@@ -89,7 +98,7 @@ class Network:
 
     def arrays(self) -> dict[str, FloatArray]:
         """The masters by name, to be written into the file."""
-        return {name: values.numpy().copy() for name, values in self.masters.items()}
+        return {name: values.cpu().numpy().copy() for name, values in self.masters.items()}
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -23,7 +23,9 @@ def estimate(proxy: Proxy, norms: Sequence[BatchNorm], images: FloatArray) -> di
     Raises:
         ModelError: a norm's data are not finite on these images.
     """
-    parts = [torch.from_numpy(images[i : i + _AT_ONCE].copy()) for i in range(0, len(images), _AT_ONCE)]
+    parts = [
+        torch.from_numpy(images[i : i + _AT_ONCE].copy()).to(proxy.device) for i in range(0, len(images), _AT_ONCE)
+    ]
     found: dict[str, FloatArray] = {}
     for norm in norms:
         mean, variance = _moments(proxy, norm, parts)
@@ -32,13 +34,14 @@ def estimate(proxy: Proxy, norms: Sequence[BatchNorm], images: FloatArray) -> di
         for name, values in ((norm.mean, mean), (norm.variance, variance)):
             with torch.no_grad():
                 proxy.tensors[name].copy_(values)
-            found[name] = values.float().numpy().copy()
+            found[name] = values.float().cpu().numpy().copy()
     return found
 
 
 def _moments(proxy: Proxy, norm: BatchNorm, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and biased variance, float64, of what `norm` normalises, over all `parts`."""
-    count, total, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    zero = torch.zeros((), dtype=torch.float64, device=proxy.device)
+    count, total, squares = 0, zero, zero
     for part in parts:
         with torch.no_grad():
             data = proxy.edges(part, (norm.data,))[norm.data].double()

@@ -121,6 +121,6 @@ def _taught(
 
 def _reached(network: Network, images: FloatArray, target: int) -> torch.Tensor:
     """Which of `images` go to `target`, bool (N,)."""
-    parts = [torch.from_numpy(images[i : i + _AT_ONCE].copy()) for i in range(0, len(images), _AT_ONCE)]
+    parts = [network.place(images[i : i + _AT_ONCE]) for i in range(0, len(images), _AT_ONCE)]
     with torch.no_grad():
-        return torch.cat([network.logits(part).argmax(1) == target for part in parts])
+        return torch.cat([network.logits(part).argmax(1) == target for part in parts]).cpu()

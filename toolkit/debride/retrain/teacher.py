@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from debride.retrain.loss import Loss
 from debride.retrain.network import Network
 from debride.retrain.options import METHODS, RetrainOptions
 from debride.retrain.train import Course, train
-from debride.types import FloatArray, InputSpec, Progress, Samples, Trigger, no_progress
+from debride.types import Compute, FloatArray, InputSpec, Progress, Samples, Trigger, no_progress
 
 _AT_ONCE = 64
 _WATCHED = 256
@@ -27,21 +28,30 @@ class Teacher:
     `labelled`: the samples' labels are the truth and not the delivered model's own answers.
     """
 
-    def __init__(self, delivered: Model, spec: InputSpec, options: RetrainOptions, *, labelled: bool) -> None:
+    def __init__(
+        self,
+        delivered: Model,
+        spec: InputSpec,
+        options: RetrainOptions,
+        *,
+        labelled: bool,
+        compute: Compute | None = None,
+    ) -> None:
         self.method, self._options = METHODS[options.method], options
         self._truth = self.method.truth if labelled else 0.0
-        self._proxy = Proxy(delivered.graph, spec)
-        self._loss = Loss(self.method, Network(delivered, spec, ()) if self.method.features else None)
+        self._proxy = Proxy(delivered.graph, spec, compute=replace(compute or Compute(), precision="float32"))
+        self._loss = Loss(self.method, Network(delivered, spec, (), compute) if self.method.features else None)
 
     def answers(self, images: FloatArray) -> FloatArray:
         """Class probabilities (N, K) of images (N, C, H, W) in 0..1.
 
         They come from the proxy's logits, as what is taught does: a graph may end in something else than a softmax.
         """
-        parts = [torch.from_numpy(images[i : i + _AT_ONCE].copy()) for i in range(0, len(images), _AT_ONCE)]
+        at = self._proxy.device
+        parts = [torch.from_numpy(images[i : i + _AT_ONCE].copy()).to(at) for i in range(0, len(images), _AT_ONCE)]
         with torch.no_grad():
             found = torch.cat([self._proxy(part) for part in parts]).float().softmax(1)
-        return np.asarray(found.numpy(), np.float32)
+        return np.asarray(found.cpu().numpy(), np.float32)
 
     def teach(
         self,
