@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from debride import tree
 from debride.game import ChannelGame, _Runs, _Sums
 from debride.graph.channels import find_groups
-from debride.graph.parts import gated_parts
+from debride.graph.parts import gated, gated_parts
 from debride.graph.read import read_model
 from debride.graph.surgery import working_zero
 from debride.proxy.interpreter import Proxy
 from debride.proxy.screen import ProxyGame
 from debride.sessions import Runtime, Session, predictor, probabilities
 from debride.stakes import Stake
+from debride.tree import Tree
 from debride.types import InputSpec
 from graph_models import Builder
 
@@ -55,7 +57,7 @@ def stakes():
 def game_of(model, groups, stakes):
     return ChannelGame(
         len(groups),
-        lambda columns: gated_parts(model.working, [groups[i] for i in columns], "scores"),
+        lambda columns: gated(model.working, [groups[i] for i in columns], "scores"),
         SPEC,
         stakes,
         ONE,
@@ -114,10 +116,40 @@ def test_the_last_layer_is_played_in_closed_form(model, groups, stakes):
     np.testing.assert_allclose(found, edited(model, groups, stakes, coalitions), rtol=0, atol=1e-5)
 
 
-def test_earlier_layers_are_played_by_runs(model, groups, stakes):
+def test_one_layer_before_the_last_is_played_by_runs_and_several_as_a_tree(model, groups, stakes):
+    first = [i for i, g in enumerate(groups) if g.layer == groups[0].layer]
+    coalitions = np.ones((2, len(groups)), np.bool_)
+    coalitions[1, first[:2]] = False
     game = game_of(model, groups, stakes)
-    game(~np.eye(len(groups), dtype=np.bool_))
+    game(coalitions)
     assert isinstance(game._way, _Runs)
+    game(~np.eye(len(groups), dtype=np.bool_))
+    assert isinstance(game._way, Tree)
+
+
+def test_what_coalitions_have_in_common_is_computed_once(model, groups, stakes, monkeypatch):
+    runs = []
+    run = tree._Bound.run
+    monkeypatch.setattr(tree._Bound, "run", lambda self, *given: runs.append(len(self.columns)) or run(self, *given))
+    firsts = {group.layer: i for i, group in reversed(list(enumerate(groups)))}
+    players = sorted(firsts.values())
+    coalitions = np.ones((8, len(groups)), np.bool_)
+    coalitions[:, players] = (np.arange(8)[:, None] >> np.arange(3)) & 1
+    game = game_of(model, groups, stakes)
+    found = game(coalitions)
+    # Ten images are one run; the first of three layers runs for 2 sets of players, the second for 4, the last for 8.
+    assert runs == [1] * (2 + 4 + 8)
+    np.testing.assert_array_equal(game(coalitions[[5, 2]]), found[[5, 2]])
+    assert len(runs) == 14
+    np.testing.assert_allclose(found, edited(model, groups, stakes, coalitions), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "size"), [("_CHUNK", 3), ("_ROWS", 2)])
+def test_a_tree_is_played_a_few_images_and_coalitions_at_a_time(model, groups, stakes, monkeypatch, name, size):
+    coalitions = np.random.default_rng(7).random((9, len(groups))) < 0.7
+    expected = game_of(model, groups, stakes)(coalitions)
+    monkeypatch.setattr(tree, name, size)
+    np.testing.assert_allclose(game_of(model, groups, stakes)(coalitions), expected, rtol=0, atol=1e-6)
 
 
 def test_many_coalitions_in_one_run_give_what_each_gives_alone(model, groups, stakes):

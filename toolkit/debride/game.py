@@ -1,7 +1,8 @@
 """The game of channels, played by onnxruntime: coalitions of present channels -> payoffs.
 
 Players that some coalition leaves out are gated by a mask input; the graph before the first of them is run once and
-kept. Where everything after them is a sum over their channels, a coalition is one row of a matrix product.
+kept. Where everything after them is a sum over their channels, a coalition is one row of a matrix product; where they
+lie in several layers, coalitions share what they have in common (`debride.tree`).
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from debride.graph.chain import Chain
 from debride.graph.parts import Parts
 from debride.images import encode
 from debride.sessions import Runtime, Session, probabilities
 from debride.stakes import Stake
+from debride.tree import Tree
 from debride.types import BoolArray, DoubleArray, FloatArray, InputSpec, IntArray
 
 _MAX_BYTES = 256 << 20
@@ -24,15 +27,15 @@ _CHUNK = 64
 _FASTER = 0.95
 """A doubled batch is kept while its time per coalition falls to this share or less."""
 
-Gate = Callable[[Sequence[int]], Parts]
+Gate = Callable[[Sequence[int]], Parts | Chain]
 """Gates the players of these indices, in this order, and cuts before them."""
 
 
 class ChannelGame:
     """A `debride.types.Game` with one payoff per stake (`Stake.payoff` of the probabilities).
 
-    `gate` makes the graph parts for a set of players (`debride.graph.parts.gated_parts` on the model as it stands).
-    Sessions are made for the players that coalitions leave out, and made anew when others are.
+    `gate` makes the graph parts for a set of players (`debride.graph.parts.gated` on the model as it stands). Sessions
+    are made for the players that coalitions leave out, and made anew when others are. No coalition is played twice.
     """
 
     def __init__(
@@ -41,8 +44,9 @@ class ChannelGame:
         self._n_players, self._gate, self._spec, self._stakes = n_players, gate, spec, tuple(stakes)
         self._runtime = runtime or Runtime()
         self._images = np.concatenate([stake.images for stake in stakes])
-        self._way: _Runs | _Sums | None = None
+        self._way: _Runs | _Sums | Tree | None = None
         self._columns: IntArray = np.zeros(0, np.int64)
+        self._known: dict[bytes, DoubleArray] = {}
 
     @property
     def n_players(self) -> int:
@@ -51,6 +55,14 @@ class ChannelGame:
 
     def __call__(self, coalitions: BoolArray) -> DoubleArray:
         """Payoffs (B, M) of coalitions (B, P). Raises `SurgeryError` where the graph cannot be gated at a player."""
+        keys = [row.tobytes() for row in np.packbits(coalitions, axis=1)]
+        new = {key: row for row, key in enumerate(keys) if key not in self._known}
+        if new:
+            played = self._play(coalitions[list(new.values())])
+            self._known.update(zip(new, played, strict=True))
+        return np.stack([self._known[key] for key in keys])
+
+    def _play(self, coalitions: BoolArray) -> DoubleArray:
         absent = np.flatnonzero(~coalitions.all(axis=0))
         if self._way is None or not np.isin(absent, self._columns).all():
             # A session needs a player to gate, even where nobody is absent yet.
@@ -136,8 +148,12 @@ class _Sums:
             yield self._empty + added.reshape(-1, *self._empty.shape)
 
 
-def _ways(parts: Parts, spec: InputSpec, images: FloatArray, runtime: Runtime, n_players: int) -> _Runs | _Sums:
-    """The closed form where it holds and its table is small enough, else runs of the suffix."""
+def _ways(
+    parts: Parts | Chain, spec: InputSpec, images: FloatArray, runtime: Runtime, n_players: int
+) -> _Runs | _Sums | Tree:
+    """A tree over several layers; of one, the closed form where it holds and its table is small, else runs of it."""
+    if isinstance(parts, Chain):
+        return Tree(parts, spec, images, runtime)
     runs = _Runs(parts, spec, images, runtime)
     if not parts.linear:
         return runs

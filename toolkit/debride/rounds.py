@@ -15,7 +15,7 @@ from debride.detect import detect
 from debride.evaluate import evaluate, mistakes
 from debride.game import ChannelGame
 from debride.graph.parse import parse
-from debride.graph.parts import gated_parts
+from debride.graph.parts import gated
 from debride.graph.surgery import working_zero
 from debride.inversion.invert import invert
 from debride.loading import Loaded
@@ -223,7 +223,7 @@ def exact_game(loaded: Loaded, gone: Sequence[int], stakes: tuple[Stake, Stake])
     scores = loaded.spec.output or loaded.model.graph.outputs[0].name
     return ChannelGame(
         len(loaded.groups),
-        lambda columns: gated_parts(proto, [loaded.groups[i] for i in columns], scores, loaded.seen),
+        lambda columns: gated(proto, [loaded.groups[i] for i in columns], scores, loaded.seen),
         loaded.spec,
         stakes,
         loaded.runtime,
@@ -283,6 +283,7 @@ def valued(
         weight=WEIGHT,
         passes=_PASSES,
         low=PRESENT,
+        batch=evaluations,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from debride.graph.chain import Chain, chained
 from debride.graph.cut import split_at
 from debride.graph.gates import MASK, gate, ungated
 from debride.graph.parse import parse
@@ -28,6 +29,14 @@ class Parts:
     mask: str
     scores: str
     linear: bool
+
+
+def gated(
+    proto: onnx.ModelProto, groups: Sequence[ChannelGroup], scores: str, known: Seen | None = None
+) -> Parts | Chain:
+    """`gated_parts` where `groups` lie on one edge, else a chain that is cut before each of them; raises as these."""
+    way = chained if len({group.edge for group in groups}) > 1 else gated_parts
+    return way(proto, groups, scores, known)
 
 
 def gated_parts(

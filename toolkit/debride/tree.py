@@ -1,0 +1,79 @@
+"""Playing coalitions as a tree: they share all that is computed before the first layer in which they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from debride.graph.chain import Chain, Link
+from debride.images import encode
+from debride.sessions import Runtime, Session
+from debride.types import FloatArray, InputSpec, IntArray
+
+_CHUNK = 64
+"""Images in one run: what waits along a branch of the tree stays small."""
+_ROWS = 128
+"""Coalitions whose scores are held at a time."""
+
+_Tensors = Mapping[str, npt.NDArray[Any]]
+
+
+class Tree:
+    """Plays masks on a chain: a link runs once for each set of absent players that it and those before it read."""
+
+    def __init__(self, chain: Chain, spec: InputSpec, images: FloatArray, runtime: Runtime) -> None:
+        first, *links = chain.links
+        self._links, self._scores = [_Bound(link, runtime) for link in links], chain.scores
+        session = Session(first.model, runtime, "the graph before the masked layers")
+        dtype = session.inputs[0].dtype
+        chunks = [encode(images[i : i + _CHUNK], spec).astype(dtype, copy=False) for i in range(0, len(images), _CHUNK)]
+        self._roots: list[_Tensors] = [
+            dict(zip(first.exits, session.run({spec.name: chunk}, first.exits), strict=True)) for chunk in chunks
+        ]
+
+    def play(self, masks: FloatArray) -> Iterator[FloatArray]:
+        """Scores (b, N, K) for portions of the masks (B, P), in order."""
+        for first in range(0, len(masks), _ROWS):
+            portion = masks[first : first + _ROWS]
+            yield np.concatenate([self._played(portion, root) for root in self._roots], axis=1)
+
+    def _played(self, masks: FloatArray, root: _Tensors) -> FloatArray:
+        """Scores (B, n, K) of the images whose tensors before the first layer are `root`."""
+        found: dict[int, FloatArray] = {}
+        self._branch(masks, np.arange(len(masks)), 0, root, found)
+        return np.stack([found[row] for row in range(len(masks))])
+
+    def _branch(
+        self, masks: FloatArray, rows: IntArray, place: int, tensors: _Tensors, found: dict[int, FloatArray]
+    ) -> None:
+        """Put the scores of the masks `rows`, which all link before `place` took for the same, into `found`."""
+        link = self._links[place]
+        alike: dict[bytes, list[int]] = {}
+        for row in rows.tolist():
+            alike.setdefault(masks[row, link.columns].tobytes(), []).append(row)
+        for same in alike.values():
+            made = link.run(tensors, masks[same[:1]])
+            if place + 1 < len(self._links):
+                self._branch(masks, np.array(same), place + 1, made, found)
+            else:
+                scores = made[self._scores]
+                found.update(dict.fromkeys(same, scores.reshape(len(scores), -1).astype(np.float32)))
+
+
+class _Bound:
+    """A link that runs: `columns` are those of the mask that it reads."""
+
+    def __init__(self, link: Link, runtime: Runtime) -> None:
+        self._link, self.columns = link, list(link.columns)
+        self._session = Session(link.model, runtime, "the graph from a masked layer on")
+        self._reads = [entry.name for entry in self._session.inputs if entry.name != link.mask]
+
+    def run(self, tensors: _Tensors, mask: FloatArray) -> _Tensors:
+        """The link's exits, from those before it and one row of the mask, (1, P)."""
+        made = [name for name in self._link.exits if name not in tensors]
+        feeds = {name: tensors[name] for name in self._reads}
+        new = dict(zip(made, self._session.run({**feeds, self._link.mask: mask[:, self.columns]}, made), strict=True))
+        return {name: new[name] if name in new else tensors[name] for name in self._link.exits}
