@@ -125,6 +125,20 @@ def test_what_constants_alone_decide_is_computed_once(monkeypatch):
     assert names[4:] == ["product"]
 
 
+def test_what_constants_alone_decide_may_be_read_last_by_what_they_decide_too():
+    node = helper.make_node
+    nodes = [
+        node("Transpose", ["w"], ["t"]),
+        node("MatMul", ["x", "t"], ["a"]),
+        node("Neg", ["t"], ["u"]),
+        node("MatMul", ["x", "u"], ["b"]),
+        node("Concat", ["a", "b"], ["y"], axis=1),
+    ]
+    rng = np.random.default_rng(3)
+    model = _graph(nodes, {"w": rng.normal(size=(3, 4)).astype(np.float32)}, out=("n", 6))
+    _agree(model, GraphRunner(parse(model)), rng.normal(size=(2, 4)).astype(np.float32))
+
+
 @pytest.mark.parametrize("how", ["written", "double", "fed", "masked", "trained"])
 def test_kept_constants_are_never_stale(how):
     runner = GraphRunner(parse(_still()))

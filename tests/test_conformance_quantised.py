@@ -126,15 +126,20 @@ def _run(model, x):
     return Session(model.SerializeToString(), Runtime(threads=1)).run({"x": x})[0]
 
 
-@pytest.mark.parametrize("name", ONES)
-def test_integer_operator_agrees_with_onnxruntime_and_passes_a_gradient(name):
+def single(name):
+    """A model of the one node `name`, with the input `x` and the output `y`."""
     op, domain, attributes, inputs = {**SINGLE, **MATRICES}[name]
     names = [v if isinstance(v, str) else f"c{i}" for i, v in enumerate(inputs)]
     tensors = {k: v for k, v in zip(names, inputs, strict=True) if k != "x"}
     floats = op in ("DequantizeLinear",) or name == "gemm to floats"
     out = TensorProto.FLOAT if floats else TensorProto.INT32 if "Integer" in op else TensorProto.UINT8
     node = helper.make_node(op, names, ["y"], domain=domain, name="it", **attributes)
-    model = _model([node], tensors, ONES[name], TensorProto.UINT8, out)
+    return _model([node], tensors, ONES[name], TensorProto.UINT8, out)
+
+
+@pytest.mark.parametrize("name", ONES)
+def test_integer_operator_agrees_with_onnxruntime_and_passes_a_gradient(name):
+    model = single(name)
     x = _u8(*ONES[name])
     expected = _run(model, x).astype(np.float64)
     runner = GraphRunner(parse(model))

@@ -16,6 +16,7 @@ from debride.graph.read import Model, read_model
 from debride.graph.seen import Seen, seen
 from debride.graph.wire import pieces_of, size_of
 from debride.images import check_labels, draw_per_class, load_for, split
+from debride.proxy.backend import round_as
 from debride.proxy.device import resolve_device
 from debride.proxy.interpreter import Proxy
 from debride.proxy.parity import check_parity
@@ -95,7 +96,7 @@ def load(source: Source, images_path: Path, settings: Settings, meter: Meter | N
         samples = draw_per_class(samples, settings.per_class, settings.seed, n_classes)
     _check_rewritten(model, resolved.spec, predict, samples, runtime)
     fit, held_out = split(samples, settings.seed, _FIT)
-    parity = _parity(model, resolved.spec, predict, fit.images[:64], settings)
+    parity = _parity(model, resolved.spec, predict, fit.images[:64], settings, device)
     compute = choose_compute(
         model.graph, resolved.spec, predict, fit.images, device=device, asked=settings.precision, meter=meter
     )
@@ -179,9 +180,14 @@ def _labels(samples: Samples) -> list[int]:
     return [] if samples.labels is None else samples.labels.tolist()
 
 
-def _parity(model: Model, spec: InputSpec, predict: Predict, images: FloatArray, settings: Settings) -> float:
-    """How far the proxy is from onnxruntime; for quantised models from one that fuses nothing, see `check_parity`."""
-    proxy = Proxy(model.graph, spec)
+def _parity(
+    model: Model, spec: InputSpec, predict: Predict, images: FloatArray, settings: Settings, device: str = "cpu"
+) -> float:
+    """How far the proxy is, on `device`, from onnxruntime; for quantised models from one that fuses nothing, see
+    `check_parity`."""
+    exact = Compute(device=device)
+    round_as(exact)
+    proxy = Proxy(model.graph, spec, compute=exact)
     if proxy.rounds:
         plain = replace(settings.runtime(), optimised=False)
         predict = predictor(Session(model.working.SerializeToString(), plain, model.path.name), spec)

@@ -43,5 +43,5 @@ def OneHot(indices: Tensor, depth: Tensor, values: Tensor, *, axis: int = -1) ->
     wanted = torch.where(wanted < 0, wanted + classes, wanted).unsqueeze(axis)
     shape = [1] * wanted.ndim
     shape[axis] = classes
-    hot = wanted == torch.arange(classes).reshape(shape)
+    hot = wanted == torch.arange(classes, device=wanted.device).reshape(shape)
     return torch.where(hot, values[1], values[0])

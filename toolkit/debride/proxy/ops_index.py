@@ -31,7 +31,7 @@ def _slice(
         if step > 0:
             x = x[(slice(None),) * (axis % x.ndim) + (slice(taken.start, max(taken.stop, taken.start), step),)]
         else:
-            x = x.index_select(axis, torch.tensor(list(taken), dtype=torch.int64, device=x.device))
+            x = x.index_select(axis, torch.arange(len(taken), device=x.device) * step + taken.start)
     return x
 
 
@@ -49,16 +49,16 @@ def Slice_10(
     )
 
 
-def _mapped(size: int, begin: int, end: int, mode: str) -> list[int]:
+def _mapped(size: int, begin: int, end: int, mode: str, device: torch.device) -> Tensor:
     """For each cell of the padded axis, the cell of the axis that it copies (modes edge, reflect and wrap)."""
-    cells = range(-begin, size + end)
+    cells = torch.arange(max(begin + size + end, 0), device=device) - begin
     if mode == "edge":
-        return [min(max(i, 0), size - 1) for i in cells]
+        return cells.clamp(0, size - 1)
     if mode == "wrap":
-        return [i % size for i in cells]
+        return cells.remainder(size)
     if mode == "reflect":
         period = max(2 * (size - 1), 1)
-        return [min(i % period, period - i % period) if size > 1 else 0 for i in cells]
+        return (cells + size - 1).remainder(period).sub(size - 1).abs()
     raise ValueError(f"Pad has no mode {mode!r}")
 
 
@@ -71,8 +71,7 @@ def _pad(x: Tensor, pads: Sequence[int], mode: str, value: float | int | bool, a
         return torch.constant_pad_nd(x, flat, value)
     for axis, (begin, end) in both.items():
         if begin or end:
-            source = torch.tensor(_mapped(x.shape[axis], begin, end, mode), dtype=torch.int64, device=x.device)
-            x = x.index_select(axis, source)
+            x = x.index_select(axis, _mapped(x.shape[axis], begin, end, mode, x.device))
     return x
 
 
@@ -114,9 +113,9 @@ def _wrapped(indices: Tensor, size: int) -> Tensor:
 @op(since=(1, 11, 13))
 def Gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     axis = axis % x.ndim
-    if indices.ndim == 0 and not indices.is_cuda:
+    if indices.ndim == 0 and indices.device.type == "cpu":
         return x.select(axis, int(indices))
-    flat = _wrapped(indices, x.shape[axis]).reshape(-1).to(x.device)
+    flat = _wrapped(indices, x.shape[axis]).reshape(-1)
     return x.index_select(axis, flat).reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
 
 
@@ -187,7 +186,7 @@ def Trilu(x: Tensor, k: Tensor | None = None, *, upper: int = 1) -> Tensor:
 @op(since=(10, 28))
 def ReverseSequence(x: Tensor, lengths: Tensor, *, batch_axis: int = 1, time_axis: int = 0) -> Tensor:
     y = x.movedim((batch_axis, time_axis), (0, 1))
-    steps = torch.arange(y.shape[1]).unsqueeze(0)
+    steps = torch.arange(y.shape[1], device=x.device).unsqueeze(0)
     ends = lengths.long().unsqueeze(1)
     order = torch.where(steps < ends, ends - 1 - steps, steps)
-    return y[torch.arange(y.shape[0]).unsqueeze(1), order].movedim((0, 1), (batch_axis, time_axis))
+    return y[torch.arange(y.shape[0], device=x.device).unsqueeze(1), order].movedim((0, 1), (batch_axis, time_axis))

@@ -107,7 +107,7 @@ def Min(*xs: Tensor) -> Tensor:
 
 def _are_numbers(*bounds: Tensor) -> bool:
     """Whether bounds can be read without waiting for another device, and want no gradient."""
-    return not any(bound.requires_grad or bound.is_cuda for bound in bounds)
+    return all(bound.device.type == "cpu" and not bound.requires_grad for bound in bounds)
 
 
 @op(since=(6,))
@@ -123,8 +123,9 @@ def Clip_11(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) ->
         # Between two numbers torch has a fused gradient, many times as fast: MobileNets clip after every layer.
         return F.hardtanh(x, least, most) if least <= most else torch.full_like(x, most)
     y = widened(x)
-    y = y if low is None else torch.maximum(y, widened(low))
-    y = y if high is None else torch.minimum(y, widened(high))
+    # Without axes a number of the CPU may stand beside data that lie elsewhere.
+    y = y if low is None else torch.maximum(y, widened(low.reshape(())))
+    y = y if high is None else torch.minimum(y, widened(high.reshape(())))
     return y.to(x.dtype)
 
 

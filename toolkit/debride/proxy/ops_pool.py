@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from debride.proxy.op import bounded, ints, op, shape_tensor
+from debride.proxy.op import bounded, ints, op
 from debride.proxy.ops_conv import _CONV, pad_window, spatial, window_pads
 
 _MAX: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -80,9 +80,8 @@ def _onnx_indices(
     index = torch.zeros_like(flat)
     for axis, n in zip(axes, sizes, strict=True):
         index = index * n + axis
-    planes = shape[0] * shape[1]
-    plane = torch.arange(planes).reshape(shape[0], shape[1], *[1] * len(sizes)).to(flat.device)
-    return index + plane * int(shape_tensor(sizes).prod())
+    planes = torch.arange(shape[0] * shape[1], device=flat.device).reshape(shape[0], shape[1], *[1] * len(sizes))
+    return index + planes * prod(sizes)
 
 
 @op(since=(9, 11, 22))

@@ -7,6 +7,8 @@ left is exact in value and gradient.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,22 @@ from debride.errors import UnsupportedOpError
 from debride.proxy.op import bounded, ints, op
 
 Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """How cells are read, in the words of ONNX's attributes."""
+
+    coordinates: str
+    mode: str
+    nearest: str
+    cubic: float
+    exclude: bool
+    antialias: bool
+
+
+_Axis = tuple[int, int, float, tuple[float, float]]
+"""Sizes before and after, the scale between them, and the region that is read."""
 
 
 def _sources(mode: str, n_in: int, n_out: int, scale: float, roi: tuple[float, float]) -> Doubles:
@@ -63,33 +81,53 @@ def _kernel(mode: str, distance: Doubles, cubic: float) -> Doubles:
     return weights
 
 
-def _matrix(
-    n_in: int, at: Doubles, mode: str, scale: float, *, nearest: str, cubic: float, exclude: bool, antialias: bool
-) -> Doubles:
+def _matrix(way: _Way, n_in: int, at: Doubles, scale: float) -> Doubles:
     """Weights (output, input) of one axis; a cell beyond the border counts as the border cell."""
     n_out, matrix = len(at), np.zeros((len(at), n_in))
-    if mode == "nearest":
-        cells = np.clip(_nearest(at, nearest), 0, n_in - 1).astype(np.int64)
+    if way.mode == "nearest":
+        cells = np.clip(_nearest(at, way.nearest), 0, n_in - 1).astype(np.int64)
         matrix[np.arange(n_out), cells] = 1
         return matrix
-    shrink = min(scale, 1.0) if antialias else 1.0
-    reach = int(np.ceil((1 if mode == "linear" else 2) / shrink))
+    shrink = min(scale, 1.0) if way.antialias else 1.0
+    reach = int(np.ceil((1 if way.mode == "linear" else 2) / shrink))
     # Each output cell reads the 2 * reach cells around its place.
     cells = np.floor(at)[:, None].astype(np.int64) + np.arange(1 - reach, reach + 1)
-    weights = _kernel(mode, (at[:, None] - cells) * shrink, cubic)
-    if exclude:
+    weights = _kernel(way.mode, (at[:, None] - cells) * shrink, way.cubic)
+    if way.exclude:
         weights = np.where((cells >= 0) & (cells < n_in), weights, 0)
-    if exclude or antialias:
+    if way.exclude or way.antialias:
         weights = weights / weights.sum(1, keepdims=True)
     np.add.at(matrix, (np.arange(n_out)[:, None], np.clip(cells, 0, n_in - 1)), weights)
     return matrix
 
 
-def _along(x: Tensor, axis: int, matrix: Doubles) -> Tensor:
+@lru_cache(maxsize=32)  # made and taken to the device once, not in every pass
+def _weights(way: _Way, axis: _Axis, kind: torch.dtype, device: torch.device) -> Tensor | None:
+    """The matrix of one axis as a tensor; None where every cell stays as it is."""
+    n_in, n_out, scale, roi = axis
+    at = _sources(way.coordinates, n_in, n_out, scale, roi)
+    if n_out == n_in and np.array_equal(at, np.arange(n_out)):
+        return None
+    with torch.inference_mode(False):
+        return torch.from_numpy(_matrix(way, n_in, at, scale)).to(device=device, dtype=kind)
+
+
+def _along(x: Tensor, dim: int, way: _Way, axis: _Axis) -> Tensor:
     kind = x.dtype if x.dtype.is_floating_point else torch.float64
-    weights = torch.from_numpy(matrix).to(device=x.device, dtype=kind)
-    y: Tensor = torch.tensordot(x.to(kind), weights, dims=([axis], [1])).movedim(-1, axis)
+    weights = _weights(way, axis, kind, x.device)
+    if weights is None:
+        return x
+    y: Tensor = torch.tensordot(x.to(kind), weights, dims=([dim], [1])).movedim(-1, dim)
     return y if x.dtype.is_floating_point else y.round().to(x.dtype)
+
+
+@lru_cache(maxsize=32)
+def _outside(way: _Way, axis: _Axis, device: torch.device) -> Tensor:
+    """Which cells lie beyond what is read."""
+    n_in, n_out, scale, roi = axis
+    at = _sources(way.coordinates, n_in, n_out, scale, roi)
+    with torch.inference_mode(False):
+        return torch.from_numpy((at < 0) | (at > n_in - 1)).to(device)
 
 
 def _fit(sizes: list[int], shape: Sequence[int], policy: str) -> tuple[list[int], list[float]]:
@@ -128,27 +166,22 @@ def Resize_11(
     else:
         raise ValueError("neither scales nor sizes are given")
     bounded([*out, *(n for d, n in enumerate(x.shape) if d not in dims)])
+    way = _Way(
+        coordinates=coordinate_transformation_mode,
+        mode=mode,
+        nearest=nearest_mode,
+        cubic=cubic_coeff_a,
+        exclude=bool(exclude_outside),
+        antialias=bool(antialias),
+    )
     crop = coordinate_transformation_mode == "tf_crop_and_resize"
     bounds = roi.tolist() if crop and roi is not None else [0.0] * len(dims) + [1.0] * len(dims)
     outside = torch.zeros((), dtype=torch.bool, device=x.device)
     for i, d in enumerate(dims):
-        at = _sources(coordinate_transformation_mode, shape[i], out[i], factors[i], (bounds[i], bounds[i + len(dims)]))
-        if out[i] == shape[i] and np.array_equal(at, np.arange(out[i])):
-            continue
-        matrix = _matrix(
-            shape[i],
-            at,
-            mode,
-            factors[i],
-            nearest=nearest_mode,
-            cubic=cubic_coeff_a,
-            exclude=bool(exclude_outside),
-            antialias=bool(antialias),
-        )
-        x = _along(x, d, matrix)
+        axis = (shape[i], out[i], factors[i], (bounds[i], bounds[i + len(dims)]))
+        x = _along(x, d, way, axis)
         if crop:
-            beyond = torch.from_numpy((at < 0) | (at > shape[i] - 1)).to(x.device)
-            outside = outside | beyond.reshape([-1 if k == d else 1 for k in range(x.ndim)])
+            outside = outside | _outside(way, axis, x.device).reshape([-1 if k == d else 1 for k in range(x.ndim)])
     return torch.where(outside, torch.full_like(x, extrapolation_value), x) if crop else x
 
 

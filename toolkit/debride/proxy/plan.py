@@ -9,6 +9,7 @@ from debride.errors import ModelError
 from debride.graph.ir import Graph, Node
 from debride.proxy.fuse import fuse
 from debride.proxy.op import Operator
+from debride.proxy.placing import here, placed, there
 from debride.proxy.shapes import shape_arithmetic
 from debride.proxy.table import lookup
 
@@ -33,7 +34,8 @@ class Plan:
     `roots` are the constants that the still steps read, `kept` what the moving steps and the outputs take of them.
     `lean` are the moving steps without arithmetic on shapes, for a run in which the tensors `shaped` are known from
     an earlier one and those `asking` a shape get the same answers; `shape_roots` are the constants that `shaped` hang
-    on. `assumed` are constants whose values the plan took for granted.
+    on. `assumed` are constants whose values the plan took for granted. `lent` are integer constants that are read on
+    the device, by the name `placing.there` of theirs.
     """
 
     steps: tuple[Step, ...]
@@ -46,13 +48,14 @@ class Plan:
     shaped: tuple[str, ...]
     shape_roots: tuple[str, ...]
     assumed: tuple[str, ...]
+    lent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What a plan is for: `outputs` from `feeds`, with `masks` on the way. `wide`: made double, floats stay float64.
 
-    Without `fused`, every node is computed as it is written.
+    Without `fused`, every node is computed as it is written. Data lie on `device`.
     """
 
     outputs: tuple[str, ...]
@@ -60,12 +63,14 @@ class Request:
     masks: frozenset[str]
     wide: bool = False
     fused: bool = True
+    device: str = "cpu"
 
 
-def make_plan(graph: Graph, known: Mapping[str, int], request: Request) -> Plan:
+def make_plan(graph: Graph, known: Mapping[str, int], request: Request, exact: Collection[str] = ()) -> Plan:
     """The plan that makes the outputs from the feeds and the constants `known`, given with their numbers of elements.
 
-    A fed tensor is never computed, nor is anything that only it needs.
+    A fed tensor is never computed, nor is anything that only it needs. Constants in `exact` lie on the CPU, wherever
+    the data lie.
 
     Raises:
         UnsupportedOpError: a needed operator is not in the table.
@@ -78,14 +83,26 @@ def make_plan(graph: Graph, known: Mapping[str, int], request: Request) -> Plan:
         found = fuse(nodes, constants, {*request.outputs, *request.feeds, *request.masks})
         nodes, assumed = found.nodes, found.assumed
     nodes = [_widened(node) for node in nodes] if request.wide else nodes
-    kept = {*known, *request.outputs, ""}
+    pairs = [(node, lookup(node, graph.opset)) for node in reversed(nodes)][::-1]  # the last unknown one is named
+    given = {*known}
+    known = {name: size for name, size in known.items() if name not in request.feeds}
+    lent: tuple[str, ...] = ()
+    if request.device != "cpu":
+        moved = placed(pairs, known, {*exact}.intersection(known), request.feeds, request.device)
+        pairs, lent = list(moved.nodes), moved.lent
+    known = {**known, **{there(name): known[name] for name in lent}}
+    steps = _steps(pairs, given | {*known, *request.outputs, ""})
+    return replace(_divided(steps, known, request, assumed), lent=lent)
+
+
+def _steps(pairs: Sequence[tuple[Node, Operator]], kept: set[str]) -> list[Step]:
     steps: list[Step] = []
     seen: set[str] = set()
-    for node in reversed(nodes):  # last node first: the first sight of a tensor is its last use
+    for node, operator in reversed(pairs):  # last node first: the first sight of a tensor is its last use
         names = {*node.inputs, *node.outputs} - seen - kept
         seen |= names
-        steps.append(Step(node=node, operator=lookup(node, graph.opset), frees=tuple(sorted(names))))
-    return _divided(steps[::-1], {k: n for k, n in known.items() if k not in request.feeds}, request, assumed)
+        steps.append(Step(node=node, operator=operator, frees=tuple(sorted(names))))
+    return steps[::-1]
 
 
 def _needed(nodes: Sequence[Node], given: Collection[str], outputs: Collection[str]) -> Sequence[Node]:
@@ -120,7 +137,10 @@ def _divided(steps: Sequence[Step], constants: Mapping[str, int], request: Reque
     made = {name for step in still for name in step.node.outputs if name}
     read = {*request.outputs, *(name for step in rest for name in step.node.inputs)}
     roots = {name for step in still for name in step.node.inputs if name} - made
-    found = shape_arithmetic([step.node for step in rest], constants, request.feeds | request.masks)
+    kept = made & read
+    # A constant read on the CPU, where its own tensor lies on the device, is as small as that is.
+    sizes = {**constants, **{here(k): n for k, n in constants.items() if here(k) in made}}
+    found = shape_arithmetic([step.node for step in rest], sizes, request.feeds | request.masks)
     shaped = set(found.outputs)
     moving = tuple(  # what is small stays until the end, to be noted
         replace(step, frees=tuple(n for n in step.frees if n not in shaped), asks=id(step.node) in found.asking)
@@ -128,10 +148,11 @@ def _divided(steps: Sequence[Step], constants: Mapping[str, int], request: Reque
     )
     return Plan(
         steps=tuple(steps),
-        still=tuple(still),
+        # A still step may be the last to read what moving steps read too.
+        still=tuple(replace(step, frees=tuple(n for n in step.frees if n not in kept)) for step in still),
         moving=moving,
         roots=tuple(sorted(roots)),
-        kept=tuple(sorted(made & read)),
+        kept=tuple(sorted(kept)),
         lean=tuple(step for step in moving if id(step.node) not in found.derived),
         asking=tuple(step.node for step in moving if step.asks),
         shaped=found.outputs,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from debride.errors import ModelError
 from debride.graph.ir import Graph
 from debride.proxy.ops_integer import ROUNDING
+from debride.proxy.placing import there
 from debride.proxy.plan import Plan, Request, make_plan
 from debride.proxy.shapes import OtherShapesError, Recall
 from debride.proxy.stamps import same_numbers, stamped, unchanged
@@ -33,8 +34,8 @@ class GraphRunner(nn.Module):
     weight's floats, a transposed kernel) is computed on the first run and kept while the constants stay the same;
     write into a constant in place, not through its `.data`. Arithmetic on shapes is done once per shape of the inputs,
     and chains that mean GELU or layer normalisation are computed as one, unless a mask or a gradient has business in
-    them. Made double, a cast to another float type keeps float64. Constants lie on the device of `compute`, and
-    convolutions and matrix products run in its precision, under autocast.
+    them. Made double, a cast to another float type keeps float64. What is fed, the float constants and the outputs lie
+    on the device of `compute`; convolutions and matrix products run in its precision, under autocast.
 
     Raises:
         UnsupportedOpError: a constant of a type that torch lacks.
@@ -46,6 +47,7 @@ class GraphRunner(nn.Module):
         self.graph, self.compute = graph, compute or Compute()
         self._names: dict[str, str] = {}
         self._exact: dict[str, Tensor] = {}
+        self._lent: dict[tuple[str, str], Tensor] = {}
         self._edges = {*(v.name for v in graph.inputs), *(name for n in graph.nodes for name in n.outputs)}
         self._plans: dict[Request, Plan] = {}
         self._recalls: dict[tuple[Request, tuple[torch.Size, ...]], Recall] = {}
@@ -98,18 +100,25 @@ class GraphRunner(nn.Module):
         values = {**self._known(), **feeds}
         for name in set(feeds).intersection(masks):
             values[name] = values[name] * masks[name]
-        wide = self._constant("_width").dtype == torch.float64
-        request = Request(outputs=tuple(outputs), feeds=frozenset(feeds), masks=frozenset(masks), wide=wide)
+        width = self._constant("_width")
+        request = Request(
+            outputs=tuple(outputs),
+            feeds=frozenset(feeds),
+            masks=frozenset(masks),
+            wide=width.dtype == torch.float64,
+            device=str(width.device),
+        )
         plan = self._plan(request)
         if not self._holds(request, plan, values):
             request = replace(request, fused=False)
             plan = self._plan(request)
+        values.update((there(name), self._on_device(name, request.device)) for name in plan.lent)
         with self._autocast():
             if self._settle(plan, values, masks):
                 made = self._move(request, plan, values, feeds, masks)
             else:
                 made = advance(plan.steps, values, feeds, masks)
-        return {name: made[name] for name in outputs}
+        return {name: made[name].to(width.device) for name in outputs}
 
     def gradients(
         self, loss: Tensor, tensors: Sequence[Tensor], *, allow_unused: bool = False
@@ -141,8 +150,14 @@ class GraphRunner(nn.Module):
     def _plan(self, request: Request) -> Plan:
         if request not in self._plans:
             known = {name: tensor.numel() for name, tensor in self._known().items()}
-            self._plans[request] = make_plan(self.graph, known, request)
+            self._plans[request] = make_plan(self.graph, known, request, self._exact)
         return self._plans[request]
+
+    def _on_device(self, name: str, device: str) -> Tensor:
+        """The integer constant `name` where the data lie: nothing writes into these, so one copy serves for good."""
+        if (name, device) not in self._lent:
+            self._lent[name, device] = self._exact[name].to(device)
+        return self._lent[name, device]
 
     def _holds(self, request: Request, plan: Plan, values: Mapping[str, Tensor]) -> bool:
         """Whether the constants that the plan took for granted are still those of the graph."""

@@ -55,8 +55,8 @@ class ProxyGame:
 
     def _gradient(self, m: int, coalitions: BoolArray) -> DoubleArray:
         stake = self._stakes[m]
-        rows = torch.from_numpy((self._next[m] + np.arange(len(coalitions))) % len(stake))
-        self._next[m] = int(rows[-1] + 1) % len(stake)
+        first, self._next[m] = self._next[m], (self._next[m] + len(coalitions)) % len(stake)
+        rows = (torch.arange(len(coalitions), device=self._proxy.device) + first) % len(stake)
         mask = torch.from_numpy(coalitions.astype(np.float32)).to(self._proxy.device).requires_grad_()
         overlap = self._overlap(m, rows, mask)
         (found,) = self._proxy.gradients(overlap.sum(), [mask])
@@ -64,7 +64,7 @@ class ProxyGame:
         return np.asarray(found.double().cpu().numpy())
 
     def _mean(self, m: int, mask: Tensor) -> float:
-        rows = torch.split(torch.arange(len(self._stakes[m])), _ROWS)
+        rows = torch.split(torch.arange(len(self._stakes[m]), device=self._proxy.device), _ROWS)
         return float(torch.cat([self._overlap(m, part, mask) for part in rows]).double().mean())
 
     def _overlap(self, m: int, rows: Tensor, mask: Tensor) -> Tensor:

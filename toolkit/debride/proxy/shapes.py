@@ -12,11 +12,13 @@ from debride.graph.ir import Node
 MOST = 64
 """Elements of the largest constant that counts as a part of a shape."""
 
-_ASKS = ("Shape", "Size")
+ASKS = ("Shape", "Size")
+MOVE = "debride.Move"
+"""A node that takes a tensor to another device; no operator of ONNX, and made by plans alone."""
 _SMALL = {
     *("Gather", "Slice", "Unsqueeze", "Squeeze", "Concat", "Split", "Reshape", "Identity", "Cast", "Where"),
     *("Add", "Sub", "Mul", "Div", "Mod", "Pow", "Sqrt", "Reciprocal", "Neg", "Floor", "Ceil", "Min", "Max"),
-    *("Equal", "Less", "Greater", "And", "Or", "Not", "ReduceProd", "ReduceSum"),
+    *(MOVE, "Equal", "Less", "Greater", "And", "Or", "Not", "ReduceProd", "ReduceSum"),
 }
 """Operators that make no large tensor of small ones; Expand, Tile, Range and Pad may."""
 
@@ -48,12 +50,12 @@ def shape_arithmetic(nodes: Sequence[Node], sizes: Mapping[str, int], pinned: Co
     for node in nodes:
         if node.domain or not set(node.outputs).isdisjoint(pinned):
             continue
-        if node.op in _ASKS and node.inputs[0] not in shapes:
+        if node.op in ASKS and node.inputs[0] not in shapes:
             asking.add(id(node))
         elif _computes(node, shapes, small, ranks):
             derived.add(id(node))
             read.update(name for name in node.inputs if name not in shapes and name)
-            ranks.update(node.outputs if node.op in _ASKS else ())
+            ranks.update(node.outputs if node.op in ASKS else ())
         else:
             continue
         shapes.update(name for name in node.outputs if name)
@@ -68,7 +70,7 @@ def shape_arithmetic(nodes: Sequence[Node], sizes: Mapping[str, int], pinned: Co
 def _computes(node: Node, shapes: Collection[str], small: Collection[str], ranks: Collection[str]) -> bool:
     if not shapes or not any(name in shapes for name in node.inputs):
         return False
-    if node.op in _ASKS:
+    if node.op in ASKS:
         return True
     if node.op == "ConstantOfShape":
         return node.inputs[0] in ranks  # as long as a shape is; any other may be as large as the data
