@@ -1,18 +1,24 @@
 """Valuing a model's channel groups: screened and then played, beside everybody's marginals played exactly.
 
 Run `python benchmarks/bench_valuation.py`. The trigger is the one that `debride scan` inverts for the first suspect;
-nothing of the manifest but names and files is read. Both estimators are timed in this one run: compare the ratio.
+nothing of the manifest but names and files is read. Both estimators are timed in this one run: compare the ratio. Where
+onnxruntime runs on a GPU, coalitions a second there and on the CPU are compared too, in turn.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from time import perf_counter
+from unittest.mock import patch
 
 import numpy as np
 
 from debride.conversion.source import Source
+from debride.errors import RuntimeMissingError
 from debride.loading import Loaded, load
 from debride.rounds import (
     EVALUATIONS,
@@ -26,11 +32,17 @@ from debride.rounds import (
     valued,
 )
 from debride.sanitize import scan
+from debride.sessions import Runtime, check_runtime, runtime_on
 from debride.settings import Settings
+from debride.stakes import Stake
 from debride.types import BoolArray, DoubleArray, Game, Trigger
 from vendor import manifest, parser
 
 TOP = 5
+ABSENT, COALITIONS, REPEATS = 16, 32, 3
+"""Players that the coalitions of the devices' comparison may lack; coalitions in a call; calls timed."""
+SIZES = (64, 256, 1024, 4096)
+"""Images in a run that are tried on a GPU, beside what its memory says."""
 
 
 def marginals(game: Game, evaluations: int, seed: int) -> tuple[DoubleArray, int]:
@@ -83,7 +95,60 @@ def compare(loaded: Loaded, trigger: Trigger, options: argparse.Namespace) -> No
     listed = int((few.counts[wanted] > 0).sum())
     same, both = found[0] == wanted[0], len(set(found) & set(wanted))
     print(f"\nratio of seconds {seconds[1] / seconds[0]:.1f}; the first is {'the same' if same else 'another'}")
-    print(f"of the exact top {TOP}, {listed} were short-listed and {both} are in hybrid's top {TOP}")
+    print(f"of the exact top {TOP}, {listed} were short-listed and {both} are in hybrid's top {TOP}\n")
+    compare_devices(loaded, stakes, options.seed)
+
+
+def compare_devices(loaded: Loaded, stakes: tuple[Stake, Stake], seed: int) -> None:
+    """Prints coalitions a second on the first GPU beside the CPU's, by images in a run; or that there is none."""
+    threads = loaded.runtime.threads
+    try:
+        check_runtime(gpu := runtime_on("cuda", threads=threads))
+    except RuntimeMissingError as error:
+        print(f"no GPU to compare with: {error}")
+        return
+    cpu = runtime_on("cpu", threads=threads)
+    ways: dict[str, tuple[Runtime, int]] = {
+        "CPU": (cpu, 0),
+        **{f"{n} images": (gpu, n) for n in SIZES},
+        "GPU": (gpu, 0),
+    }
+    rates = rates_of(loaded, stakes, ways, seed)
+    print("| images in a run | coalitions a second | of the CPU's |\n|---|---|---|")
+    for name, rate in rates.items():
+        print(f"| {name} | {rate:.1f} | {rate / rates['CPU']:.2f} |")
+
+
+def rates_of(
+    loaded: Loaded, stakes: tuple[Stake, Stake], ways: dict[str, tuple[Runtime, int]], seed: int
+) -> dict[str, float]:
+    """Coalitions a second, the best of a few calls, of each way: a runtime, and images in a run (0: as it decides)."""
+    rng, players = np.random.default_rng(seed), len(loaded.groups)
+    mine = rng.permutation(players)[:ABSENT]
+    games = {}
+    best = dict.fromkeys(ways, 0.0)
+    for turn in range(1 + REPEATS):
+        rows = np.ones((COALITIONS, players), np.bool_)
+        rows[:, mine] = rng.random((COALITIONS, len(mine))) < PRESENT
+        rows[0, mine] = False  # all of them are gated from the first call on
+        for name, (runtime, images) in ways.items():
+            game = games.setdefault(name, exact_game(replace(loaded, runtime=runtime), (), stakes))
+            with portioned(images) if images else nullcontext():
+                started = perf_counter()
+                game(rows)
+                rate = COALITIONS / (perf_counter() - started)
+            best[name] = max(best[name], rate) if turn else 0.0  # the first call makes sessions
+    return best
+
+
+@contextmanager
+def portioned(images: int) -> Iterator[None]:
+    """Within, a game plays so many images in a run."""
+    with (
+        patch("debride.game.images_at_once", lambda *_: images),
+        patch("debride.tree.images_at_once", lambda *_: images),
+    ):
+        yield
 
 
 def arguments() -> argparse.Namespace:

@@ -224,6 +224,47 @@ def test_options_out_of_range_are_usage_errors(run, stages, tmp_path, command, f
     assert (code, out, stages.calls) == (2, "", []) and flag in re.sub(r"\x1b\[[0-9;]*m", "", err)
 
 
+DEVICES = {
+    "scan": ("--images", IMAGES),
+    "sanitize": ("--images", IMAGES, "-o", "clean.onnx", "--report", "report"),
+    "retrain": ("--images", IMAGES, "-o", "clean.onnx", "--report", "report"),
+    "evaluate": ("--images", IMAGES),
+    "predict": (TROUSER,),
+    "slim": ("-o", "slim.onnx"),
+    "export": ("--images", IMAGES, "-o", "half.onnx", "--target", "fp16"),
+}
+"""The commands that take --device, with what else they need."""
+
+
+@pytest.mark.parametrize("model", ["m.pth", "m.onnx"])
+@pytest.mark.parametrize("command", DEVICES)
+def test_a_device_that_is_not_there_ends_a_command_before_any_work(run, monkeypatch, tmp_path, command, model):
+    import torch
+
+    from debride import loading, sessions
+    from debride.conversion import source
+
+    def works(*_, **__):
+        raise AssertionError("it went on")
+
+    monkeypatch.chdir(tmp_path)
+    Path(model).write_bytes(b"no model at all")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sessions.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    for module, name in ((source, "convert_in"), (loading, "read_model"), (sessions, "_create")):
+        monkeypatch.setattr(module, name, works)
+    code, out, err = run(command, model, *DEVICES[command], "--device", "cuda")
+    assert (code, out, err.count("\n"), sorted(tmp_path.iterdir())) == (3, "", 1, [tmp_path / model])
+    assert err.startswith("debride: error: ") and "--device cpu" in err and "debride[gpu]" in err
+
+
+@pytest.mark.parametrize("command", DEVICES)
+def test_a_word_that_is_no_device_is_wrong_usage(run, monkeypatch, tmp_path, command):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(command, MODEL, *DEVICES[command], "--device", "gpu")
+    assert (code, out) == (2, "") and "auto, cpu, cuda or cuda:N" in err
+
+
 def test_when_to_retrain_is_auto_never_or_always(run, stages, tmp_path):
     goals = ("-o", tmp_path / "c.onnx", "--report", tmp_path / "r")
     assert run("sanitize", MODEL, "--images", IMAGES, *goals, "--retrain", "sometimes")[0] == 2

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from debride import tree
+from debride import portions, sessions, tree
 from debride.game import ChannelGame, _Runs, _Sums
 from debride.graph.channels import find_groups
 from debride.graph.parts import gated, gated_parts
 from debride.graph.read import read_model
+from debride.graph.seen import bytes_per_image, seen
 from debride.graph.surgery import working_zero
 from debride.proxy.interpreter import Proxy
 from debride.proxy.screen import ProxyGame
@@ -18,6 +19,7 @@ from debride.sessions import Runtime, Session, predictor, probabilities
 from debride.stakes import Stake
 from debride.tree import Tree
 from debride.types import InputSpec
+from fake_gpu import FakeGpu
 from graph_models import Builder
 
 SPEC = InputSpec(name="x", layout="NCHW", channels="RGB", size=(8, 8), output="scores", mean=(0.5,), std=(0.25,))
@@ -54,13 +56,14 @@ def stakes():
     )
 
 
-def game_of(model, groups, stakes):
+def game_of(model, groups, stakes, **more):
     return ChannelGame(
         len(groups),
         lambda columns: gated(model.working, [groups[i] for i in columns], "scores"),
         SPEC,
         stakes,
         ONE,
+        **more,
     )
 
 
@@ -144,11 +147,11 @@ def test_what_coalitions_have_in_common_is_computed_once(model, groups, stakes, 
     np.testing.assert_allclose(found, edited(model, groups, stakes, coalitions), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "size"), [("_CHUNK", 3), ("_ROWS", 2)])
-def test_a_tree_is_played_a_few_images_and_coalitions_at_a_time(model, groups, stakes, monkeypatch, name, size):
+@pytest.mark.parametrize(("module", "name", "size"), [(portions, "ON_CPU", 3), (tree, "_ROWS", 2)])
+def test_a_tree_is_played_a_few_images_and_coalitions_at_a_time(model, groups, stakes, monkeypatch, module, name, size):
     coalitions = np.random.default_rng(7).random((9, len(groups))) < 0.7
     expected = game_of(model, groups, stakes)(coalitions)
-    monkeypatch.setattr(tree, name, size)
+    monkeypatch.setattr(module, name, size)
     np.testing.assert_allclose(game_of(model, groups, stakes)(coalitions), expected, rtol=0, atol=1e-6)
 
 
@@ -173,6 +176,79 @@ def test_the_screened_game_plays_the_same_payoffs(model, groups, stakes):
     coalitions = np.random.default_rng(5).random((6, len(groups))) < 0.7
     found = ProxyGame(Proxy(model.graph, SPEC), groups, stakes)(coalitions)
     np.testing.assert_allclose(found, edited(model, groups, stakes, coalitions), rtol=0, atol=1e-4)
+
+
+def absent(groups, layer, count, seed=8):
+    """Coalitions in which half of the players of `layer` (None: of all layers) are missing."""
+    mine = [i for i, g in enumerate(groups) if layer is None or g.layer == groups[layer].layer]
+    coalitions = np.ones((count, len(groups)), np.bool_)
+    coalitions[:, mine] = np.random.default_rng(seed).random((count, len(mine))) < 0.5
+    return coalitions
+
+
+@pytest.mark.parametrize(("layer", "way"), [(0, _Runs), (-1, _Sums), (None, Tree)])
+@pytest.mark.parametrize("where", ["bound on the CPU", "on a GPU"])
+def test_payoffs_are_the_same_where_tensors_stay_on_a_gpu(model, groups, stakes, monkeypatch, layer, way, where):
+    coalitions = absent(groups, layer, 9)
+    expected = game_of(model, groups, stakes)(coalitions)
+    if where == "on a GPU":
+        monkeypatch.setattr(sessions, "ort", FakeGpu())
+    else:
+        monkeypatch.setattr(Session, "_binds", True)
+    game = game_of(model, groups, stakes)
+    np.testing.assert_allclose(game(coalitions), expected, rtol=0, atol=1e-6)
+    assert isinstance(game._way, way)
+
+
+def test_a_gpu_is_given_the_prefix_once_then_masks_and_gives_scores(model, groups, stakes, monkeypatch):
+    gpu = FakeGpu()
+    monkeypatch.setattr(sessions, "ort", gpu)
+    monkeypatch.setattr(portions, "pass_bytes", lambda device: {"cuda:0": 33_000}[device])
+    game = game_of(model, groups, stakes, image_bytes=1000)  # 33 images, so three coalitions of ten images each, a run
+    first = [i for i, g in enumerate(groups) if g.layer == groups[0].layer]
+    coalitions = np.ones((11, len(groups)), np.bool_)
+    coalitions[:, first] = (np.arange(11)[:, None] >> np.arange(4)) & 1
+    game(coalitions[:7])
+    prefix = sum(array.nbytes for array in game._way._cache.values())
+    rows = np.array([30, 30, 1])  # alone, a coalition needs one row for all images
+    assert gpu.up == [3 * prefix, *rows * 4 * 4] and gpu.down == [90 * 4, 90 * 4, 30 * 4]
+    gpu.up.clear()
+    game(coalitions[7:])
+    assert gpu.up == [30 * 4 * 4, 4 * 4]
+
+
+def test_what_links_pass_on_never_leaves_a_gpu(model, groups, stakes, monkeypatch):
+    gpu = FakeGpu()
+    monkeypatch.setattr(sessions, "ort", gpu)
+    game = game_of(model, groups, stakes)
+    game(absent(groups, None, 6))
+    images = 10 * 3 * 8 * 8 * 4
+    assert [size for size in gpu.up if size > len(groups) * 4] == [images]
+    assert set(gpu.down) == {10 * 3 * 4}
+
+
+@pytest.mark.parametrize(
+    ("place", "image_bytes", "wanted"),
+    [
+        (("cpu", 0), 0, 64),
+        (("cpu", 0), 1 << 20, 64),
+        (("cpu", 0), 1 << 13, 512),
+        (("cuda", 1), 0, 64),
+        (("cuda", 1), 1 << 20, 1000 - 1000 % 64),
+        (("cuda", 1), 1 << 25, 31),
+        (("cuda", 1), 1 << 40, 1),
+        (("cuda", 1), 1, 16384),
+    ],
+)
+def test_images_in_a_run_follow_from_shapes_and_memory_alone(monkeypatch, place, image_bytes, wanted):
+    monkeypatch.setattr(portions, "pass_bytes", lambda device: {"cuda:1": 1000 << 20}[device])
+    assert portions.images_at_once(place, image_bytes) == wanted
+
+
+def test_what_an_image_takes_is_the_sum_of_what_follows_the_batch():
+    shapes = {"x": (None, 3, 8), "w": (5, 3), "y": (None, 5), "n": (None,)}
+    dtypes = {"x": np.dtype(np.float32), "w": np.dtype(np.float32), "y": np.dtype(np.float16), "n": np.dtype(np.int64)}
+    assert bytes_per_image(seen(shapes, dtypes)) == 4 * 24 + 2 * 5 + 8
 
 
 @pytest.mark.parametrize("span", [None, (-12.0, 12.0)])

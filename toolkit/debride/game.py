@@ -7,7 +7,6 @@ lie in several layers, coalitions share what they have in common (`debride.tree`
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -15,17 +14,14 @@ import numpy as np
 from debride.graph.chain import Chain
 from debride.graph.parts import Parts
 from debride.images import encode
-from debride.sessions import Runtime, Session, probabilities
+from debride.portions import images_at_once
+from debride.sessions import Held, Runtime, Session, probabilities
 from debride.stakes import Stake
 from debride.tree import Tree
 from debride.types import BoolArray, DoubleArray, FloatArray, InputSpec, IntArray
 
 _MAX_BYTES = 256 << 20
 """The most that the inputs of one run, or the table of the closed form, may take."""
-_MAX_TILES = 64
-_CHUNK = 64
-_FASTER = 0.95
-"""A doubled batch is kept while its time per coalition falls to this share or less."""
 
 Gate = Callable[[Sequence[int]], Parts | Chain]
 """Gates the players of these indices, in this order, and cuts before them."""
@@ -36,13 +32,21 @@ class ChannelGame:
 
     `gate` makes the graph parts for a set of players (`debride.graph.parts.gated` on the model as it stands). Sessions
     are made for the players that coalitions leave out, and made anew when others are. No coalition is played twice.
+    `image_bytes` is what all of the graph's tensors take for one image, for which a GPU must have the memory.
     """
 
     def __init__(
-        self, n_players: int, gate: Gate, spec: InputSpec, stakes: Sequence[Stake], runtime: Runtime | None = None
+        self,
+        n_players: int,
+        gate: Gate,
+        spec: InputSpec,
+        stakes: Sequence[Stake],
+        runtime: Runtime | None = None,
+        *,
+        image_bytes: int = 0,
     ) -> None:
         self._n_players, self._gate, self._spec, self._stakes = n_players, gate, spec, tuple(stakes)
-        self._runtime = runtime or Runtime()
+        self._runtime, self._image_bytes = runtime or Runtime(), image_bytes
         self._images = np.concatenate([stake.images for stake in stakes])
         self._way: _Runs | _Sums | Tree | None = None
         self._columns: IntArray = np.zeros(0, np.int64)
@@ -68,7 +72,8 @@ class ChannelGame:
             # A session needs a player to gate, even where nobody is absent yet.
             self._columns = absent if len(absent) else np.zeros(1, np.int64)
             parts = self._gate(self._columns.tolist())
-            self._way = _ways(parts, self._spec, self._images, self._runtime, len(self._columns))
+            given = (self._spec, self._images, self._runtime, self._image_bytes)
+            self._way = Tree(parts, *given) if isinstance(parts, Chain) else _way(parts, len(self._columns), *given)
         masks = coalitions[:, self._columns].astype(np.float32)
         return np.concatenate([self._payoffs(scores) for scores in self._way.play(masks)])
 
@@ -83,53 +88,58 @@ class ChannelGame:
 
 
 class _Runs:
-    """Plays by running the suffix: the prefix's tensors are tiled, and a coalition's mask repeated for all images."""
+    """Plays by running the suffix: what the prefix made is put where it computes, and read by all runs.
 
-    def __init__(self, parts: Parts, spec: InputSpec, images: FloatArray, runtime: Runtime) -> None:
+    A run takes as many images of one coalition as fit, and on a GPU all images of several.
+    """
+
+    def __init__(
+        self, parts: Parts, spec: InputSpec, images: FloatArray, runtime: Runtime, image_bytes: int = 0
+    ) -> None:
         prefix = Session(parts.prefix, runtime, "the graph before the masked layers")
         self._suffix = Session(parts.suffix, runtime, "the graph from the masked layers on")
         self._parts, self._n = parts, len(images)
-        dtype = prefix.inputs[0].dtype
+        dtype, step = prefix.inputs[0].dtype, images_at_once(prefix.place, image_bytes)
         chunks = [
-            prefix.run({spec.name: encode(images[i : i + _CHUNK], spec).astype(dtype, copy=False)}, parts.frontier)
-            for i in range(0, len(images), _CHUNK)
+            prefix.run({spec.name: encode(images[i : i + step], spec).astype(dtype, copy=False)}, parts.frontier)
+            for i in range(0, len(images), step)
         ]
         self._cache = {name: np.concatenate([c[i] for c in chunks]) for i, name in enumerate(parts.frontier)}
-        self._limit = max(1, min(_MAX_TILES, _MAX_BYTES // sum(a.nbytes for a in self._cache.values())))
-        self._seconds: dict[int, float] = {}
-        self._tiles = 1
+        size = max(1, sum(array.nbytes for array in self._cache.values()) // self._n)
+        on_cpu = self._suffix.place[0] == "cpu"
+        rows = images_at_once(self._suffix.place, size if on_cpu else max(image_bytes, size))
+        self._rows = max(1, min(rows, _MAX_BYTES // size)) if on_cpu else rows
+        # On the CPU it takes longer to multiply by a mask with a row for each image than is gained by fewer runs.
+        self._most_tiles = 1 if on_cpu else max(1, rows // self._n)
+        self._kept: dict[str, Held] = {}
+        self._tiles = 0
 
     def play(self, masks: FloatArray) -> Iterator[FloatArray]:
         """Scores (b, N, K) for portions of the masks (B, P), in order."""
-        first = 0
-        while first < len(masks):
-            portion = masks[first : first + self._tiles]
-            started = time.perf_counter()
-            yield self._run(portion)
-            self._learn(len(portion), (time.perf_counter() - started) / len(portion))
-            first += len(portion)
-
-    def _learn(self, tiles: int, seconds: float) -> None:
-        """Double the coalitions per run for as long as that makes each faster; the first run only warms up."""
-        if not self._seconds:
-            self._seconds[0] = seconds
-        elif tiles == self._tiles and tiles not in self._seconds:
-            self._seconds[tiles] = seconds
-            if seconds > _FASTER * self._seconds.get(tiles // 2, float("inf")):
-                self._tiles = max(1, tiles // 2)
-            elif 2 * tiles <= self._limit:
-                self._tiles = 2 * tiles
+        for first in range(0, len(masks), self._most_tiles):
+            yield self._run(masks[first : first + self._most_tiles])
 
     def _run(self, masks: FloatArray) -> FloatArray:
         tiles = len(masks)
-        feeds = {
-            name: array if tiles == 1 else np.tile(array, (tiles, *[1] * (array.ndim - 1)))
-            for name, array in self._cache.items()
-        }
+        self._keep(tiles)
         # One row serves all images where there is one coalition; a batch of several needs a row per image.
-        feeds[self._parts.mask] = masks if tiles == 1 else np.repeat(masks, self._n, axis=0)
-        scores = self._suffix.run(feeds, [self._parts.scores])[0].astype(np.float32)
-        return scores.reshape(tiles, self._n, -1)
+        mask = masks if tiles == 1 else np.repeat(masks, self._n, axis=0)
+        total, parts = tiles * self._n, []
+        step = self._rows if tiles == 1 else total
+        for first in range(0, total, step):
+            feeds = {name: tensor[first : min(first + step, total)] for name, tensor in self._kept.items()}
+            made = self._suffix.bound({**feeds, self._parts.mask: mask}, [self._parts.scores])
+            parts.append(np.asarray(made[self._parts.scores], np.float32))
+        return np.concatenate(parts).reshape(tiles, self._n, -1)
+
+    def _keep(self, tiles: int) -> None:
+        """Have the prefix's tensors, one after another as often as there are coalitions in a run, where it computes."""
+        if tiles > self._tiles:
+            self._tiles = tiles
+            self._kept = {
+                name: self._suffix.held(array if tiles == 1 else np.tile(array, (tiles, *[1] * (array.ndim - 1))))
+                for name, array in self._cache.items()
+            }
 
 
 class _Sums:
@@ -148,13 +158,11 @@ class _Sums:
             yield self._empty + added.reshape(-1, *self._empty.shape)
 
 
-def _ways(
-    parts: Parts | Chain, spec: InputSpec, images: FloatArray, runtime: Runtime, n_players: int
-) -> _Runs | _Sums | Tree:
-    """A tree over several layers; of one, the closed form where it holds and its table is small, else runs of it."""
-    if isinstance(parts, Chain):
-        return Tree(parts, spec, images, runtime)
-    runs = _Runs(parts, spec, images, runtime)
+def _way(
+    parts: Parts, n_players: int, spec: InputSpec, images: FloatArray, runtime: Runtime, image_bytes: int
+) -> _Runs | _Sums:
+    """The closed form where it holds and its table is small enough, else runs of the suffix."""
+    runs = _Runs(parts, spec, images, runtime, image_bytes)
     if not parts.linear:
         return runs
     one = next(runs.play(np.ones((1, n_players), np.float32)))

@@ -16,6 +16,7 @@ from debride.evaluate import evaluate, mistakes
 from debride.game import ChannelGame
 from debride.graph.parse import parse
 from debride.graph.parts import gated
+from debride.graph.seen import bytes_per_image
 from debride.graph.surgery import working_zero
 from debride.inversion.invert import invert
 from debride.loading import Loaded
@@ -229,6 +230,7 @@ def exact_game(loaded: Loaded, gone: Sequence[int], stakes: tuple[Stake, Stake])
         loaded.spec,
         stakes,
         loaded.runtime,
+        image_bytes=bytes_per_image(loaded.seen),
     )
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import math
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,8 +27,15 @@ except ImportError:  # neither extra is installed; said when the first session i
     ort = None
 
 _PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
-# TF32 rounds products to 10 bits: far outside the parity that the differentiable proxy is held to.
-_OPTIONS: dict[str, dict[str, str]] = {"CUDAExecutionProvider": {"use_tf32": "0"}}
+# TF32 rounds products to 10 bits: far outside the parity that the differentiable proxy is held to. And convolutions are
+# chosen by rule: the default times them, anew for each size of batch, and may then choose otherwise in every run.
+_OPTIONS: dict[str, dict[str, str]] = {
+    "CUDAExecutionProvider": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
+}
+_PROBE = (  # the model of y = abs(x)
+    b'\x08\x08:2\n\x0b\n\x01x\x12\x01y"\x03Abs\x12\x01pZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
+)
 _DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -71,6 +82,37 @@ class TensorInfo:
     dtype: np.dtype[Any]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Resident:
+    """A tensor in the memory of a GPU, which goes into a session's runs there; `numpy.asarray` fetches it.
+
+    `address` is that of its first element; the memory is that of the OrtValue `owner`.
+    """
+
+    owner: Any
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    address: int
+
+    def __len__(self) -> int:
+        """How many entries it has along the first axis."""
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Resident:
+        """Entries along the first axis that follow on each other: a view."""
+        first, last, _ = rows.indices(len(self))
+        stride = self.dtype.itemsize * math.prod(self.shape[1:])
+        return replace(self, shape=(last - first, *self.shape[1:]), address=self.address + first * stride)
+
+    def __array__(self, dtype: np.dtype[Any] | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        """A copy of all that its owner holds."""
+        return np.asarray(self.owner.numpy(), dtype)
+
+
+Held = npt.NDArray[Any] | Resident
+"""A tensor where a session computes: on the CPU, an array."""
+
+
 class Session:
     """A loaded model. `model` is the serialized bytes or the path; `name` is used in errors.
 
@@ -83,8 +125,9 @@ class Session:
         self, model: bytes | Path, runtime: Runtime | None = None, name: str = "", *, folder: Path | None = None
     ) -> None:
         self.name = name or (model.name if isinstance(model, Path) else "model")
-        self.asked = asked_providers(runtime or Runtime())
-        self._session = _create(model, folder, runtime or Runtime(), self.asked, self.name)
+        runtime = runtime or Runtime()
+        self.asked, self._device = asked_providers(runtime), runtime.device
+        self._session = _create(model, folder, runtime, self.asked, self.name)
 
     @cached_property
     def inputs(self) -> tuple[TensorInfo, ...]:
@@ -122,6 +165,52 @@ class Session:
         except Exception as error:
             raise self._failed(error) from error
 
+    @cached_property
+    def place(self) -> tuple[str, int]:
+        """Where it computes, as onnxruntime names devices: ("cuda", N), or ("cpu", 0)."""
+        return ("cuda", self._device) if self.provider == "CUDAExecutionProvider" else ("cpu", 0)
+
+    @cached_property
+    def _binds(self) -> bool:
+        # On the CPU, nothing is gained by it, and a network of small layers took a tenth longer.
+        return self.place[0] != "cpu"
+
+    def held(self, value: Held) -> Held:
+        """`value` where the session computes; an array is taken there."""
+        if isinstance(value, Resident) or not self._binds:
+            return value
+        array = np.ascontiguousarray(value)
+        return _resident(ort.OrtValue.ortvalue_from_numpy(array, *self.place))
+
+    def bound(self, feeds: Mapping[str, Held], outputs: Sequence[str]) -> dict[str, Held]:
+        """The tensors `outputs` by name, left where the session computes; arrays among `feeds` are taken there.
+
+        Raises `ModelError` where onnxruntime fails.
+        """
+        # What is an input too would come back as the memory that was fed, whoever owns that.
+        made = [name for name in outputs if name not in feeds]
+        tensors = {name: self.held(feeds[name]) for name in outputs if name in feeds}
+        if made:
+            tensors.update(zip(made, self._run_bound(feeds, made), strict=True))
+        return tensors
+
+    def _run_bound(self, feeds: Mapping[str, Held], outputs: Sequence[str]) -> Sequence[Held]:
+        if not self._binds:
+            return self.run({name: np.asarray(value) for name, value in feeds.items()}, outputs)
+        try:
+            binding = self._session.io_binding()
+            for name, value in feeds.items():
+                if isinstance(value, Resident):
+                    binding.bind_input(name, *self.place, value.dtype, value.shape, value.address)
+                else:
+                    binding.bind_cpu_input(name, np.ascontiguousarray(value))
+            for name in outputs:
+                binding.bind_output(name, *self.place)
+            self._session.run_with_iobinding(binding)
+            return [_resident(value) for value in binding.get_outputs()]
+        except Exception as error:
+            raise self._failed(error) from error
+
     def runner(self, entry: str, output: str) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
         """A function from the tensor `entry` to the tensor `output`, as fast as onnxruntime; raises as `run` does."""
         run, outputs = self._session.run, [output]
@@ -143,6 +232,10 @@ class Session:
 
     def _failed(self, error: Exception) -> ModelError:
         return ModelError(f"{self.name}: onnxruntime could not run the model: {_line(error)}")
+
+
+def _resident(value: Any) -> Resident:
+    return Resident(value, tuple(value.shape()), np.dtype(_DTYPES[value.data_type()]), value.data_ptr())
 
 
 def write_ort(model: Path, output: Path, runtime: Runtime | None = None, *, native: bool = False) -> None:
@@ -176,9 +269,15 @@ def asked_providers(runtime: Runtime) -> tuple[str, ...]:
     if missing:
         raise RuntimeMissingError(
             f"onnxruntime has no {missing[0]} (it has {', '.join(available)}): "
-            "name one of these, or install debride[gpu] in place of debride[cpu]"
+            "name one of these or take --device cpu, or install debride[gpu] in place of debride[cpu]"
         )
     return runtime.providers
+
+
+def check_runtime(runtime: Runtime) -> None:
+    """Raise `RuntimeMissingError` where a provider is named that is not there or does not run, before any work."""
+    if runtime.providers and runtime.providers[0] != "CPUExecutionProvider":
+        Session(_PROBE, runtime)
 
 
 def device_number(device: str) -> int | None:
@@ -224,12 +323,14 @@ def _create(model: bytes | Path, folder: Path | None, runtime: Runtime, asked: t
         options.add_session_config_entry(_EXTERNAL, str(folder.resolve()) if folder else os.devnull)
     # The GPU wheel writes to stderr, from the default logger, that a machine has no GPU: we report that ourselves.
     ort.set_default_logger_severity(4)
-    attempts = [asked]
-    if not runtime.providers and asked[0] != "CPUExecutionProvider" and "CPUExecutionProvider" in asked:
+    if "CUDAExecutionProvider" in asked:
+        _preload()
+    attempts, failure = [asked], None
+    if asked[0] != "CPUExecutionProvider" and "CPUExecutionProvider" in ort.get_available_providers():
         attempts.append(("CPUExecutionProvider",))
     for providers in attempts:
         try:
-            return ort.InferenceSession(
+            session = ort.InferenceSession(
                 source,
                 sess_options=options,
                 providers=[(p, _options_of(p, runtime)) for p in providers],
@@ -237,7 +338,30 @@ def _create(model: bytes | Path, folder: Path | None, runtime: Runtime, asked: t
             )
         except Exception as error:
             failure = error
+            continue
+        # onnxruntime may leave a provider out without a word. On the CPU, it is the provider that is at fault.
+        if runtime.providers and session.get_providers()[0] != asked[0]:
+            raise RuntimeMissingError(_idle(asked[0], failure)) from failure
+        return session
     raise ModelError(f"{name}: onnxruntime could not load the model: {_line(failure)}") from failure
+
+
+def _idle(provider: str, failure: Exception | None) -> str:
+    return (
+        f"onnxruntime lists the {provider} and does not run on it here{f' ({_line(failure)})' if failure else ''}: "
+        "install what it needs (for CUDA a driver and onnxruntime-gpu[cuda,cudnn]), or take --device cpu"
+    )
+
+
+@cache
+def _preload() -> None:
+    """Load CUDA's libraries from where pip puts them, which the system's loader does not know."""
+    load = getattr(ort, "preload_dlls", None)
+    if load is not None:
+        # What is missing shows in what runs later; here it would be printed.
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings(), suppress(Exception):
+            warnings.simplefilter("ignore")
+            load()
 
 
 def _options_of(provider: str, runtime: Runtime) -> dict[str, str]:
@@ -271,7 +395,7 @@ def _info(value: Any) -> TensorInfo:
     return TensorInfo(value.name, shape, np.dtype(_DTYPES.get(value.type, object)))
 
 
-def _line(error: Exception) -> str:
+def _line(error: Exception | None) -> str:
     """The message without its stack, on one line of bounded length: parts of it come from the model file."""
     return " ".join(str(error).split())[:500]
 

@@ -19,9 +19,10 @@ from debride.detect import detect
 from debride.inversion.invert import invert
 from debride.loading import Loaded, load
 from debride.proxy.backend import configure
+from debride.proxy.device import resolve_device
 from debride.proxy.interpreter import Proxy
 from debride.report.compute import compute_words
-from debride.sessions import environment
+from debride.sessions import check_runtime, environment
 from debride.settings import Settings
 from debride.types import Detection, Evaluation, Meter, Progress, Report, Trigger, Verdict
 
@@ -67,7 +68,12 @@ class Search:
 
 @contextmanager
 def source_of(model: Path, images: Path, settings: Settings, progress: Progress, clock: Clock) -> Iterator[Source]:
-    """`model` as ONNX, converted first where it is of another framework."""
+    """`model` as ONNX, converted first where it is of another framework.
+
+    Raises `RuntimeMissingError`, before anything else is done, where torch or onnxruntime does not run on the device.
+    """
+    resolve_device(settings.device)
+    check_runtime(settings.runtime())
     request = Request(
         model=model,
         options=settings.source,

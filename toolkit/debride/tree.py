@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from debride.graph.chain import Chain, Link
 from debride.images import encode
-from debride.sessions import Runtime, Session
+from debride.portions import images_at_once
+from debride.sessions import Held, Runtime, Session
 from debride.types import FloatArray, InputSpec, IntArray
 
-_CHUNK = 64
-"""Images in one run: what waits along a branch of the tree stays small."""
 _ROWS = 128
 """Coalitions whose scores are held at a time."""
 
-_Tensors = Mapping[str, npt.NDArray[Any]]
+_Tensors = Mapping[str, Held]
 
 
 class Tree:
-    """Plays masks on a chain: a link runs once for each set of absent players that it and those before it read."""
+    """Plays masks on a chain: a link runs once for each set of absent players that it and those before it read.
 
-    def __init__(self, chain: Chain, spec: InputSpec, images: FloatArray, runtime: Runtime) -> None:
+    What one link passes on to the next stays where they compute. `image_bytes` is as in `images_at_once`.
+    """
+
+    def __init__(
+        self, chain: Chain, spec: InputSpec, images: FloatArray, runtime: Runtime, image_bytes: int = 0
+    ) -> None:
         first, *links = chain.links
         self._links, self._scores = [_Bound(link, runtime) for link in links], chain.scores
         session = Session(first.model, runtime, "the graph before the masked layers")
-        dtype = session.inputs[0].dtype
-        chunks = [encode(images[i : i + _CHUNK], spec).astype(dtype, copy=False) for i in range(0, len(images), _CHUNK)]
-        self._roots: list[_Tensors] = [
-            dict(zip(first.exits, session.run({spec.name: chunk}, first.exits), strict=True)) for chunk in chunks
-        ]
+        # A portion is small enough for all that waits along a branch.
+        dtype, step = session.inputs[0].dtype, images_at_once(session.place, image_bytes)
+        chunks = [encode(images[i : i + step], spec).astype(dtype, copy=False) for i in range(0, len(images), step)]
+        self._roots: list[_Tensors] = [session.bound({spec.name: chunk}, first.exits) for chunk in chunks]
 
     def play(self, masks: FloatArray) -> Iterator[FloatArray]:
         """Scores (b, N, K) for portions of the masks (B, P), in order."""
@@ -59,7 +60,7 @@ class Tree:
             if place + 1 < len(self._links):
                 self._branch(masks, np.array(same), place + 1, made, found)
             else:
-                scores = made[self._scores]
+                scores = np.asarray(made[self._scores])
                 found.update(dict.fromkeys(same, scores.reshape(len(scores), -1).astype(np.float32)))
 
 
@@ -75,5 +76,5 @@ class _Bound:
         """The link's exits, from those before it and one row of the mask, (1, P)."""
         made = [name for name in self._link.exits if name not in tensors]
         feeds = {name: tensors[name] for name in self._reads}
-        new = dict(zip(made, self._session.run({**feeds, self._link.mask: mask[:, self.columns]}, made), strict=True))
+        new = self._session.bound({**feeds, self._link.mask: mask[:, self.columns]}, made)
         return {name: new[name] if name in new else tensors[name] for name in self._link.exits}

@@ -14,6 +14,7 @@ from debride.cli.options import Building, Convention, Debug, Images, Json, Model
 
 if TYPE_CHECKING:
     from debride.conversion.request import Request
+    from debride.sessions import Runtime
     from debride.types import Evaluation, InputSpec, Rate
 
 EVALUATE_EPILOG = """[bold]Examples[/]
@@ -69,9 +70,10 @@ def evaluate(
             resize=resize,
             threads=resources.threads,
         )
+        runtime = resources.runtime()
         with opened(request) as source:
             tell_conversion(source.conversion)
-            found = _judge(source.path, images, request, tuple(trigger or ()), resources)
+            found = _judge(source.path, images, request, tuple(trigger or ()), runtime)
         for warning in found.warnings:
             say(f"warning: {warning}")
         put(_json(found, model, target_asr) if json else _text(found, model, images, target_asr))
@@ -82,7 +84,7 @@ def evaluate(
             raise Exit(FAILED)
 
 
-def _judge(graph: Path, images: Path, request: Request, files: tuple[Path, ...], resources: Resources) -> Judged:
+def _judge(graph: Path, images: Path, request: Request, files: tuple[Path, ...], runtime: Runtime) -> Judged:
     from debride.evaluate import evaluate as measure
     from debride.images import check_labels, load_for
     from debride.sessions import Session, predictor
@@ -90,7 +92,7 @@ def _judge(graph: Path, images: Path, request: Request, files: tuple[Path, ...],
     from debride.triggers import load_trigger
 
     triggers = tuple(load_trigger(path) for path in files)
-    session, sidecar = Session(graph, resources.runtime(), str(request.model)), sidecar_of(graph)
+    session, sidecar = Session(graph, runtime, str(request.model)), sidecar_of(graph)
     declared = declare(session, flags=request.flags, sidecar=sidecar)
     loaded = load_for(declared, images, resize=request.resize)
     if declared.n_classes is not None:

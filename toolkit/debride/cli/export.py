@@ -149,12 +149,13 @@ def export(
             seed=seed,
             threads=resources.threads,
         )
+        runtime = resources.runtime()
         with _scratch(), shown(quiet) as progress, opened(request, progress) as source:
             tell_conversion(source.conversion)
             sources = Sources(
                 source=source, flags=request.flags, images=images, triggers=tuple(trigger or ()), report=report
             )
-            found = run(sources, output, options=options, runtime=resources.runtime(), force=force, progress=progress)
+            found = run(sources, output, options=options, runtime=runtime, force=force, progress=progress)
         for note in found.notes:
             say(note)
         put(_json(found, options) if json else _text(found))

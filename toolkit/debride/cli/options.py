@@ -149,10 +149,12 @@ class Resources:
     ] = None
 
     def runtime(self) -> Runtime:
-        """The same as onnxruntime's `Runtime`."""
-        from debride.sessions import runtime_on
+        """The same as onnxruntime's `Runtime`. Raises `RuntimeMissingError` where the device named does not run."""
+        from debride.sessions import check_runtime, runtime_on
 
-        return runtime_on(self.device, threads=self.threads, providers=tuple(self.provider or ()))
+        runtime = runtime_on(self.device, threads=self.threads, providers=tuple(self.provider or ()))
+        check_runtime(runtime)
+        return runtime
 
 
 @dataclass(frozen=True, kw_only=True)

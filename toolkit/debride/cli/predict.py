@@ -14,6 +14,7 @@ from debride.cli.options import Building, Convention, Debug, Json, Model, Resour
 
 if TYPE_CHECKING:
     from debride.serve import Classifier, Prediction
+    from debride.sessions import Runtime
     from debride.specfile import SpecFlags
 
 PREDICT_EPILOG = """[bold]Examples[/]
@@ -47,21 +48,22 @@ def predict(
 
         flags = convention.flags()
         request = Request(model=model, options=building.options(), flags=flags, threads=resources.threads)
+        runtime = resources.runtime()
         with opened(request) as source:
             tell_conversion(source.conversion)
-            found = _classifier(source.path, flags, resources).classify(images, top)
+            found = _classifier(source.path, flags, runtime).classify(images, top)
         put(_json(images, found) if json else _text(images, found))
 
 
-def _classifier(graph: Path, flags: SpecFlags, resources: Resources) -> Classifier:
+def _classifier(graph: Path, flags: SpecFlags, runtime: Runtime) -> Classifier:
     from debride.serve import Classifier
     from debride.sessions import Session
     from debride.spec import resolve_spec, sidecar_of
     from debride.specfile import SpecFlags
 
     if flags == SpecFlags():
-        return Classifier(graph, runtime=resources.runtime())
-    session = Session(graph, resources.runtime(), str(graph))
+        return Classifier(graph, runtime=runtime)
+    session = Session(graph, runtime, str(graph))
     spec = resolve_spec(session, flags=flags, sidecar=sidecar_of(graph)).spec
     return Classifier(session, spec=spec)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from debride.conversion.request import Request
     from debride.conversion.source import Source
     from debride.graph.read import Model as Graph
+    from debride.sessions import Runtime
     from debride.slimming import Slimmed
     from debride.spec import Declared
     from debride.types import Conversion, FileFacts, FloatArray, InputSpec, Progress, Slimming
@@ -96,16 +97,17 @@ def slim(
             seed=seed,
             threads=resources.threads,
         )
+        runtime = resources.runtime()
         with shown(quiet) as progress, opened(request, progress) as source:
             tell_conversion(source.conversion)
-            written = _written(source, request, resources, align, output, force, progress)
+            written = _written(source, request, runtime, align, output, force, progress)
         put(_json(written) if json else _text(written))
 
 
 def _written(
     source: Source,
     request: Request,
-    resources: Resources,
+    runtime: Runtime,
     align: int,
     output: Path,
     force: bool,
@@ -118,7 +120,7 @@ def _written(
     from debride.types import FileFacts
 
     model = read_model(source.path, free=False)
-    found = _slimmed(model, source, request, resources, align, progress)
+    found = _slimmed(model, source, request, runtime, align, progress)
     if found.facts.reason:
         raise ModelError(
             f"{request.model}: could not be slimmed, and nothing was written: {found.facts.reason}; "
@@ -133,17 +135,16 @@ def _written(
 
 
 def _slimmed(
-    model: Graph, source: Source, request: Request, resources: Resources, align: int, progress: Progress
+    model: Graph, source: Source, request: Request, runtime: Runtime, align: int, progress: Progress
 ) -> Slimmed:
     from debride.slimming import slim as run
 
-    spec, images = _compared_on(model, source, request, resources)
-    runtime = resources.runtime()
+    spec, images = _compared_on(model, source, request, runtime)
     return run(model, spec=spec, images=images, runtime=runtime, align=align, seed=request.seed, progress=progress)
 
 
 def _compared_on(
-    model: Graph, source: Source, request: Request, resources: Resources
+    model: Graph, source: Source, request: Request, runtime: Runtime
 ) -> tuple[InputSpec | None, FloatArray | None]:
     """How the model wants its input, and the images; None where nobody says it, and where there are none."""
     from debride.images import load_for
@@ -155,7 +156,7 @@ def _compared_on(
     told = flags != SpecFlags() or sidecar or any(entry.key == METADATA_KEY for entry in model.proto.metadata_props)
     if request.images is None and not told:
         return None, None  # any graph can be slimmed, also one that is no image classifier
-    session = Session(source.path, resources.runtime(), str(request.model))
+    session = Session(source.path, runtime, str(request.model))
     declared = declare(session, flags=flags, sidecar=sidecar)
     if request.images is None:
         return _shaped(declared), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,17 @@ def seen(shapes: Mapping[str, tuple[int | None, ...]], dtypes: Mapping[str, np.d
         sizes = [BATCH if size is None else size for size in shape]
         found[name] = helper.make_tensor_value_info(name, elem_type, sizes)
     return found
+
+
+def bytes_per_image(known: Seen) -> int:
+    """What the tensors `known` take for one image, those whose size follows the batch."""
+    total = 0
+    for value in known.values():
+        kind = value.type.tensor_type
+        if any(dim.dim_param == BATCH for dim in kind.shape.dim):
+            sizes = [dim.dim_value or 1 for dim in kind.shape.dim]
+            total += math.prod(sizes) * helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize
+    return total
 
 
 def infos_of(proto: onnx.ModelProto, known: Seen | None) -> Seen:

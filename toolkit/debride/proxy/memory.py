@@ -21,12 +21,15 @@ def images_per_pass(proxy: Proxy) -> int:
     The memory of the whole machine or GPU decides, not what is free just now: the same command on the same machine then
     computes in the same batches.
     """
-    if proxy.device.type == "cuda":
-        total = torch.cuda.get_device_properties(proxy.device).total_memory
-        budget, most = int(_CUDA_SHARE * total), _CUDA_MOST
-    else:
-        budget, most = _CPU_BYTES, _CPU_MOST
-    return max(1, min(most, budget // max(1, bytes_kept(proxy))))
+    most = _CUDA_MOST if proxy.device.type == "cuda" else _CPU_MOST
+    return max(1, min(most, pass_bytes(str(proxy.device)) // max(1, bytes_kept(proxy))))
+
+
+def pass_bytes(device: str) -> int:
+    """The bytes that what one pass holds may take on `device` ("cpu", "cuda:N")."""
+    if device.startswith("cuda") and torch.cuda.is_available():
+        return int(_CUDA_SHARE * torch.cuda.get_device_properties(device).total_memory)
+    return _CPU_BYTES  # of a GPU that onnxruntime sees and torch does not, this much at least can be hoped for
 
 
 def bytes_kept(proxy: Proxy) -> int:
