@@ -38,6 +38,8 @@ HEAD = (
     "true ASR before -> after",
     "accuracy lost (points)",
     "groups pruned / players",
+    "search: passes per class",
+    "search: seconds",
     "seconds",
     "peak MiB",
     "file unchanged",
@@ -161,7 +163,7 @@ def row(name: str, entry: Mapping[str, Any], seed: int, options: argparse.Namesp
     )
     cost = (f"{ran.seconds:.0f}", f"{ran.peak:.0f}")
     if not (report / "report.json").is_file():
-        return (name, str(seed), f"exit code {ran.code}: {ran.said}".replace("|", "/"), *["-"] * 4, *cost, "-")
+        return (name, str(seed), f"exit code {ran.code}: {ran.said}".replace("|", "/"), *["-"] * 6, *cost, "-")
     found = json.loads((report / "report.json").read_text())
     test = load_images(data / f"{entry['data']}_test.npz").samples()
     before = grade(model, entry, test, vendor, options.threads)
@@ -170,7 +172,7 @@ def row(name: str, entry: Mapping[str, Any], seed: int, options: argparse.Namesp
 
 
 def told(found: Mapping[str, Any], before: Grade, after: Grade | None) -> tuple[str, ...]:
-    """Verdict, suspects, true attack success, accuracy lost and groups pruned."""
+    """Verdict, suspects, true attack success, accuracy lost, groups pruned, and what the search cost."""
     rates = "no trigger" if np.isnan(before.asr) else f"{before.asr:.2%} -> {after.asr:.2%}" if after else "no file"
     return (
         found["verdict"],
@@ -178,6 +180,8 @@ def told(found: Mapping[str, Any], before: Grade, after: Grade | None) -> tuple[
         rates,
         f"{100 * (before.accuracy - after.accuracy):.2f}" if after else "-",
         f"{len(found['pruned'])} / {found['players']}",
+        f"{found['cost']['inversion']['passes'] / len(found['triggers']):.0f}",
+        f"{found['seconds']['inversion']:.0f}",
     )
 
 

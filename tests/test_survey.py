@@ -26,7 +26,7 @@ FEW = InversionOptions(steps=80, trial=25, most_classes=20, sample=8, shortlist=
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
-    """A net of one layer: each class counts the light in pixels of its own; the target's also looks at a dark corner."""
+    """A net of one layer: each class counts the light in pixels of its own, the target's also in a dark corner."""
     rng = np.random.default_rng(0)
     places = np.array([rng.permutation(SIZE * SIZE - 1)[:12] for _ in range(CLASSES)])
     matrix = np.zeros((SIZE * SIZE, CLASSES), np.float32)
