@@ -44,8 +44,8 @@ DEMO_OUT := demo-out
 DEMO_EVALUATE = --images $(DEMO_IMAGES) --trigger samples/true-trigger.npz
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-frameworks test-browser lint bench bench-adapters bench-proxy bench-graphs bench-growth bench-memory \
-	bench-export bench-retrain bench-serving clean
+.PHONY: help demo test test-slow test-frameworks test-browser lint bench bench-adapters bench-proxy bench-graphs bench-growth \
+	bench-memory bench-export bench-retrain bench-serving clean
 
 help:
 	@sed -n '/^#   /s/^#   //p' Makefile

@@ -172,7 +172,8 @@ def growth(points: Sequence[Point]) -> str:
     before, after = (sum(passes(point.report).values()) for point in (first, last))
     if before and after:
         told.append(f"passes by {math.log(after / before) / ratio:.2f}")
-    return f"From {first.value} to {last.value} {first.axis}, {', '.join(told)}."
+    unit = "channels" if first.axis == "parameters" else first.axis
+    return f"From {first.value} to {last.value} {unit}, {', '.join(told)}."
 
 
 def large(options: argparse.Namespace, work: Path) -> Iterator[tuple[str, ...]]:
