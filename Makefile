@@ -8,6 +8,7 @@
 #   make bench-proxy        the differentiable proxy beside onnx2fx, and its speed beside torch's own
 #   make bench-adapters     which models of which framework become ONNX, and how equal
 #   make bench-graphs       every architecture's graph: loads, matches, zeroes, slims; a quarter of an hour
+#   make bench-growth       how the cost of a scan grows with classes, images, pixels and parameters; hours
 #   make bench-memory       how much memory large models take
 #   make bench-export       what exports for the edge keep of accuracy, size and speed
 #   make bench-retrain      every method of retraining on the vendor models, and how fast a backdoor is learnt again; hours
@@ -43,8 +44,8 @@ DEMO_OUT := demo-out
 DEMO_EVALUATE = --images $(DEMO_IMAGES) --trigger samples/true-trigger.npz
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-frameworks test-browser lint bench bench-adapters bench-proxy bench-graphs bench-memory \
-	bench-export bench-retrain bench-serving clean
+.PHONY: help demo test test-slow test-frameworks test-browser lint bench bench-adapters bench-proxy bench-graphs bench-growth \
+	bench-memory bench-export bench-retrain bench-serving clean
 
 help:
 	@sed -n '/^#   /s/^#   //p' Makefile
@@ -108,6 +109,10 @@ bench-adapters: $(FRAMEWORKS_STAMP)
 
 bench-graphs: $(FRAMEWORKS_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_graphs.py
+
+bench-growth: $(TEST_STAMP)
+	$(BIN)/python benchmarks/bench_growth.py
+	$(BIN)/python benchmarks/bench_growth.py --large
 
 bench-memory: $(TEST_STAMP)
 	$(BIN)/python benchmarks/bench_memory.py --large

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from threading import Timer
 from time import perf_counter
 from typing import Any
 
@@ -64,8 +65,8 @@ class Grade:
     asr: float
 
 
-def child(arguments: Sequence[str], log: Path) -> Child:
-    """Runs `debride ARGUMENTS` in a new interpreter."""
+def child(arguments: Sequence[str], log: Path, timeout: float | None = None) -> Child:
+    """Runs `debride ARGUMENTS` in a new interpreter, which is killed after `timeout` seconds."""
     paths = [str(ROOT / "toolkit"), str(ROOT / "adapters"), os.environ.get("PYTHONPATH", "")]
     command = [sys.executable, "-c", "from debride.cli import main; main()", *arguments]
     started = perf_counter()
@@ -76,8 +77,12 @@ def child(arguments: Sequence[str], log: Path) -> Child:
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)},
         )
+        timer = Timer(timeout or 0, process.kill)
+        if timeout is not None:
+            timer.start()
         # wait4: getrusage(RUSAGE_CHILDREN) would give the largest of all children so far.
         _, status, usage = os.wait4(process.pid, 0)
+        timer.cancel()
     process.returncode = os.waitstatus_to_exitcode(status)
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return Child(
