@@ -133,7 +133,7 @@ class Draws:
     def _clean(self, targets: Tensor) -> Tensor:
         """Images (A, N, C, H, W) for arms of `targets`, most of them a little moved."""
         images = self._samples.images
-        rows = np.stack([self._rng.choice(self._pool(int(c)), self._images) for c in targets])
+        rows = np.stack([self._rng.choice(self._pool(c), self._images) for c in targets.tolist()])
         still = np.arange(rows.size) % self._images < _STILL * self._images
         moved = jitter(images[rows.flatten()], self._rng, still=still)
         return torch.from_numpy(moved.reshape(*rows.shape, *images.shape[1:]))
@@ -142,8 +142,9 @@ class Draws:
 def _best_of_each(arms: Arms) -> Tensor:
     """The row of every class's best restart, rising."""
     best: dict[int, int] = {}
+    targets = arms.targets.tolist()
     for row in torch.argsort(arms.standing(), stable=True).tolist():
-        best.setdefault(int(arms.targets[row]), row)
+        best.setdefault(targets[row], row)
     return torch.tensor(sorted(best.values()))
 
 
