@@ -6,8 +6,10 @@
 #   make test-browser      those of the web page in Chromium, which it installs on Debian and Ubuntu
 #   make lint        ruff, mypy, import contracts       make bench       measure against the vendor models
 #   make bench-proxy        the differentiable proxy beside onnx2fx, and its speed beside torch's own
+#   make bench-search       the search for triggers beside that of adversarial-robustness-toolbox; an hour
 #   make bench-adapters     which models of which framework become ONNX, and how equal
 #   make bench-graphs       every architecture's graph: loads, matches, zeroes, slims; a quarter of an hour
+#   make bench-growth       how the cost of a scan grows with classes, images, pixels and parameters; hours
 #   make bench-memory       how much memory large models take
 #   make bench-export       what exports for the edge keep of accuracy, size and speed
 #   make bench-retrain      every method of retraining on the vendor models, and how fast a backdoor is learnt again; hours
@@ -43,8 +45,8 @@ DEMO_OUT := demo-out
 DEMO_EVALUATE = --images $(DEMO_IMAGES) --trigger samples/true-trigger.npz
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-frameworks test-browser lint bench bench-adapters bench-proxy bench-graphs bench-memory \
-	bench-export bench-retrain bench-serving clean
+.PHONY: help demo test test-slow test-frameworks test-browser lint bench bench-adapters bench-proxy bench-graphs bench-growth \
+	bench-memory bench-export bench-retrain bench-search bench-serving clean
 
 help:
 	@sed -n '/^#   /s/^#   //p' Makefile
@@ -109,6 +111,10 @@ bench-adapters: $(FRAMEWORKS_STAMP)
 bench-graphs: $(FRAMEWORKS_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_graphs.py
 
+bench-growth: $(TEST_STAMP)
+	$(BIN)/python benchmarks/bench_growth.py
+	$(BIN)/python benchmarks/bench_growth.py --large
+
 bench-memory: $(TEST_STAMP)
 	$(BIN)/python benchmarks/bench_memory.py --large
 
@@ -127,6 +133,10 @@ bench-serving: $(TEST_STAMP)
 bench-proxy: $(FRAMEWORKS_STAMP)
 	$(PIP) --editable '.[$(EXTRA),test,$(FRAMEWORKS),bench]'
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_proxy.py
+
+bench-search: $(FRAMEWORKS_STAMP)
+	$(PIP) --editable '.[$(EXTRA),test,$(FRAMEWORKS),bench]'
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_search.py --threads 1
 
 clean:
 	rm -rf $(VENV) $(DEMO_OUT) build dist

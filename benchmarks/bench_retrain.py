@@ -34,7 +34,7 @@ from debride.retrain.relearn import relearn
 from debride.retrain.teacher import Teacher
 from debride.rounds import State, clean_all
 from debride.settings import Settings
-from debride.stages import Clock, search, source_of
+from debride.stages import Clock, more_triggers, search, source_of
 from debride.types import Rate, Relearning, Samples, Trigger, no_progress
 from vendor import manifest, parser
 
@@ -120,7 +120,7 @@ def prepared(name: str, entry: Mapping[str, Any], seed: int, per_class: int, opt
     clock, state = Clock(), State()
     with source_of(vendor / entry["file"], images, settings, no_progress, clock) as source:
         found = search(source, images, settings, no_progress, clock)
-    loaded, known = found.loaded, found.triggers
+    loaded, known = found.loaded, more_triggers(found, settings, no_progress, clock)
     if not known:
         raise LookupError(found.detection.inconclusive or "no class is suspected")
     checked = clean_all(loaded, settings, found.detection, known, state, deadline=None, progress=no_progress)
@@ -239,7 +239,9 @@ def relearning_row(case: Case, name: str, cleaned: Cleaned, loaded: Loaded) -> t
     seed, trigger = case.settings.seed, planted(case.entry, loaded.fit.images.shape[1:], case.vendor)
     tried_on = case.test.take(np.random.default_rng(seed).permutation(len(case.test))[:_TRIED])
     network = Network(read(cleaned, loaded), loaded.spec, loaded.groups, loaded.compute)
-    teacher = Teacher(loaded.model, loaded.spec, case.settings.retraining, labelled=loaded.labelled)
+    teacher = Teacher(
+        loaded.model, loaded.spec, case.settings.retraining, labelled=loaded.labelled, compute=loaded.compute
+    )
     found = relearn(network, loaded.fit, tried_on, trigger, teacher.answers, seed=seed, steps=STEPS)
     now = case.grade(cleaned)
     curve = dict(zip(found.steps, found.planted, strict=True))

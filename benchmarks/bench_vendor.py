@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from threading import Timer
 from time import perf_counter
 from typing import Any
 
@@ -38,6 +39,8 @@ HEAD = (
     "true ASR before -> after",
     "accuracy lost (points)",
     "groups pruned / players",
+    "search: passes per class",
+    "search: seconds",
     "seconds",
     "peak MiB",
     "file unchanged",
@@ -62,8 +65,8 @@ class Grade:
     asr: float
 
 
-def child(arguments: Sequence[str], log: Path) -> Child:
-    """Runs `debride ARGUMENTS` in a new interpreter."""
+def child(arguments: Sequence[str], log: Path, timeout: float | None = None) -> Child:
+    """Runs `debride ARGUMENTS` in a new interpreter, which is killed after `timeout` seconds."""
     paths = [str(ROOT / "toolkit"), str(ROOT / "adapters"), os.environ.get("PYTHONPATH", "")]
     command = [sys.executable, "-c", "from debride.cli import main; main()", *arguments]
     started = perf_counter()
@@ -74,8 +77,12 @@ def child(arguments: Sequence[str], log: Path) -> Child:
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)},
         )
+        timer = Timer(timeout or 0, process.kill)
+        if timeout is not None:
+            timer.start()
         # wait4: getrusage(RUSAGE_CHILDREN) would give the largest of all children so far.
         _, status, usage = os.wait4(process.pid, 0)
+        timer.cancel()
     process.returncode = os.waitstatus_to_exitcode(status)
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return Child(
@@ -161,7 +168,7 @@ def row(name: str, entry: Mapping[str, Any], seed: int, options: argparse.Namesp
     )
     cost = (f"{ran.seconds:.0f}", f"{ran.peak:.0f}")
     if not (report / "report.json").is_file():
-        return (name, str(seed), f"exit code {ran.code}: {ran.said}".replace("|", "/"), *["-"] * 4, *cost, "-")
+        return (name, str(seed), f"exit code {ran.code}: {ran.said}".replace("|", "/"), *["-"] * 6, *cost, "-")
     found = json.loads((report / "report.json").read_text())
     test = load_images(data / f"{entry['data']}_test.npz").samples()
     before = grade(model, entry, test, vendor, options.threads)
@@ -170,7 +177,7 @@ def row(name: str, entry: Mapping[str, Any], seed: int, options: argparse.Namesp
 
 
 def told(found: Mapping[str, Any], before: Grade, after: Grade | None) -> tuple[str, ...]:
-    """Verdict, suspects, true attack success, accuracy lost and groups pruned."""
+    """Verdict, suspects, true attack success, accuracy lost, groups pruned, and what the search cost."""
     rates = "no trigger" if np.isnan(before.asr) else f"{before.asr:.2%} -> {after.asr:.2%}" if after else "no file"
     return (
         found["verdict"],
@@ -178,6 +185,8 @@ def told(found: Mapping[str, Any], before: Grade, after: Grade | None) -> tuple[
         rates,
         f"{100 * (before.accuracy - after.accuracy):.2f}" if after else "-",
         f"{len(found['pruned'])} / {found['players']}",
+        f"{found['cost']['inversion']['passes'] / len(found['triggers']):.0f}",
+        f"{found['seconds']['inversion']:.0f}",
     )
 
 

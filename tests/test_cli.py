@@ -535,6 +535,18 @@ def test_lines_are_printed_again_when_a_stage_runs_again():
     assert shown.getvalue().count("search: ") == 2
 
 
+def test_a_long_stage_tells_its_share_and_the_time_left_every_half_minute():
+    shown, times = StringIO(), iter([0, 10, 29, 40, 50, 75, 100])
+    lines = Lines(Console(file=shown), lambda: next(times))
+    for done in (1, 2, 4, 5, 25, 100):
+        lines("search", done, 100, "9 triggers")
+    assert shown.getvalue().splitlines() == [
+        "search: 4%, about 16 min left, 9 triggers",
+        "search: 25%, about 4 min left, 9 triggers",
+        "search: 100.0 s, 9 triggers",
+    ]
+
+
 def test_bars_show_share_time_left_and_note_and_go_back_when_a_stage_runs_again():
     shown = StringIO()
     with live_bars(Console(file=shown, force_terminal=True, width=80)) as live:

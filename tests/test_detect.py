@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -50,6 +52,13 @@ def test_a_planted_small_trigger_is_the_only_suspect():
     assert not detection.inconclusive
     assert detection.findings[3].anomaly > detection.threshold
     assert all(f.reason for f in detection.findings)
+
+
+@pytest.mark.parametrize(("hits", "n", "suspected"), [(7, 9, True), (5, 9, False), (39, 50, False), (41, 50, True)])
+def test_a_trigger_must_work_as_far_as_its_few_images_can_tell(hits, n, suspected):
+    found = triggers([*CLEAN[:3], 4.0, *CLEAN[4:]])
+    found[3] = replace(found[3], success=Rate(hits, n))
+    assert detect(found).suspects == ((3,) if suspected else ())
 
 
 def test_two_planted_triggers_are_both_suspects():

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from debride.graph.read import read_model
-from debride.inversion.invert import invert, strengthened
+from debride.inversion.invert import invert
 from debride.inversion.options import InversionOptions
+from debride.inversion.strength import strengthened
 from debride.proxy.interpreter import Proxy
 from debride.sessions import Runtime, Session, predictor
 from debride.types import InputSpec, Rate, Samples, Trigger
@@ -92,7 +93,7 @@ def test_masks_and_patterns_are_in_range_and_norms_are_theirs(found):
 
 
 def test_the_best_trigger_comes_first(setting):
-    kept = InversionOptions(restarts=3, steps=60, drops=())
+    kept = InversionOptions(restarts=3, steps=60, trial=None)
     triggers = invert(*setting, [0], options=kept, seed=1)[0]
     order = [(t.success.value < kept.transfer, t.l1) for t in triggers]
     assert len(triggers) == 3 and order == sorted(order)
@@ -132,10 +133,12 @@ def test_a_mask_that_suits_only_moved_images_does_not_win(tmp_path):
     proxy, predict = linear(tmp_path / "net.onnx", planes.reshape(4, -1).T.copy())
     plain = InversionOptions(restarts=2, steps=150, works=0.0)  # as fitted: nothing makes up for a mask too thin
     found = invert(proxy, predict, points(5), points(10), range(4), options=plain, seed=0)
-    # Moved images show nothing: any speck would do. Those that stay in place need a ninth of full light more.
-    for triggers in found.values():
-        assert triggers[0].success.value >= OPTIONS.transfer
-    assert found[TARGET][0].mask[(0, *CORNER)] > 0.2
+    # Moved images show nothing: any speck would do. Those that stay in place need 0.9 of full light, a third of that
+    # where the planted corner counts three times.
+    for target, triggers in found.items():
+        assert triggers[0].mask.max() > (0.25 if target == TARGET else 0.8)
+    made_up = invert(proxy, predict, points(5), points(10), range(4), options=OPTIONS, seed=0)
+    assert all(triggers[0].success.value >= OPTIONS.transfer for triggers in made_up.values())
 
 
 def faint(opacity):
@@ -157,11 +160,11 @@ def corner(threshold):
     return predict
 
 
-@pytest.mark.parametrize(("threshold", "opacity"), [(0.1, 0.2), (0.24, 0.25), (0.39, 0.4), (0.9, 1.0)])
-def test_a_trigger_is_made_as_opaque_as_it_must_be_to_work(threshold, opacity):
+@pytest.mark.parametrize("threshold", [0.1, 0.24, 0.39, 0.9])
+def test_a_trigger_is_made_as_opaque_as_it_must_be_to_work(threshold):
     found = strengthened(corner(threshold), bright_quadrants(5, 0), faint(0.2), works=0.9)
-    assert found.mask.max() == pytest.approx(opacity)
-    assert found.l1 == pytest.approx(opacity)
+    assert max(threshold, 0.2) <= found.mask.max() < max(1.2 * threshold, 0.2001)
+    assert found.l1 == pytest.approx(float(found.mask.sum()))
 
 
 def test_a_trigger_that_never_works_is_left_at_its_strongest():

@@ -44,10 +44,11 @@ def test_light_changes_by_a_tenth_and_stays_in_range():
     assert bright.max() == 1 and bright.dtype == np.float32
 
 
-@pytest.mark.parametrize("still", [0.0, 0.25, 1.0])
-def test_so_many_images_stay_in_place(still):
-    share = np.mean((moves(jitter(points(2000), rng(), still=still)) == 0).all(axis=1))
-    assert share == pytest.approx(still + (1 - still) / 25, abs=0.03)
+def test_marked_images_stay_in_place():
+    still = np.arange(2000) % 4 == 0
+    stays = (moves(jitter(points(2000), rng(), still=still)) == 0).all(axis=1)
+    assert stays[still].all()
+    assert stays[~still].mean() == pytest.approx(1 / 25, abs=0.03)
 
 
 def test_the_seed_decides_and_the_images_given_are_not_changed():

@@ -34,7 +34,7 @@ from debride.types import Rate, Refused, Relearning, Trigger, no_progress
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 MODEL, IMAGES, TRIGGER = SAMPLES / "fashion-backdoored.onnx", SAMPLES / "images", SAMPLES / "true-trigger.npz"
-QUICK = InversionOptions(restarts=1, steps=10, drops=())
+QUICK = InversionOptions(restarts=1, steps=10, trial=None)
 TARGET, GONE = 7, (3, 200)
 LEARNT = Relearning(target=TARGET, images=2, steps=(0,), planted=(Rate(0, 2),), fresh=(Rate(0, 2),))
 

@@ -21,7 +21,7 @@ from debride.types import Rate, Trigger, no_progress
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 MODEL = SAMPLES / "fashion-backdoored.onnx"
-QUICK = InversionOptions(restarts=1, steps=20, drops=())
+QUICK = InversionOptions(restarts=1, steps=20, trial=None)
 TARGET = 7
 
 

@@ -12,14 +12,16 @@ _LIGHT = 0.1
 """How much brighter or darker they become at most."""
 
 
-def jitter(images: FloatArray, rng: np.random.Generator, *, still: float = 0.0) -> FloatArray:
+def jitter(images: FloatArray, rng: np.random.Generator, *, still: BoolArray | None = None) -> FloatArray:
     """Images (N, C, H, W) in 0..1, each rolled by its own few pixels and scaled by its own light; a new array.
 
-    A share `still` of them (drawn for each image) stays in place.
+    Those that `still` (N,) marks stay in place.
     """
     count, depth, height, width = images.shape
     reach = max(1, round(min(height, width) / _REACH))
-    shifts = rng.integers(-reach, reach + 1, (count, 2, 1)) * (rng.random((count, 1, 1)) >= still)
+    shifts = rng.integers(-reach, reach + 1, (count, 2, 1))
+    if still is not None:
+        shifts[still] = 0
     light = rng.uniform(1 - _LIGHT, 1 + _LIGHT, (count, 1, 1, 1)).astype(np.float32)
     rows = (np.arange(height) - shifts[:, 0]) % height
     columns = (np.arange(width) - shifts[:, 1]) % width

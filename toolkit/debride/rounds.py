@@ -369,4 +369,4 @@ def inverted_anew(
     found = invert(*data, targets, options=options, seed=seed, progress=progress, stage="inversion anew")
     anew = {target: found[target][0] for target in targets}
     triggers = [anew.get(f.trigger.target, f.trigger) for f in detection.findings]
-    return detect(triggers, transfer=options.transfer), anew
+    return detect(triggers, transfer=options.transfer, compared=detection.compared), anew

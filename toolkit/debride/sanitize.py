@@ -14,7 +14,18 @@ from debride.mending import Cleaned, given, joined, mended, retrained_or_not, wo
 from debride.retraining import doubts
 from debride.rounds import SPENT, State, clean_all
 from debride.settings import Settings
-from debride.stages import Clock, Search, found_words, prepared, report, search, searched, source_of, worst_first
+from debride.stages import (
+    Clock,
+    Search,
+    found_words,
+    more_triggers,
+    prepared,
+    report,
+    search,
+    searched,
+    source_of,
+    worst_first,
+)
 from debride.types import Evaluation, Progress, Report, Trigger, Verdict, no_progress
 from debride.verdict import compare, forgotten, judged, shortfalls
 
@@ -90,7 +101,8 @@ def retrain(
         if not detection.suspects and detection.inconclusive:
             return replace(_unchanged(found, settings, clock, output, force), command="retrain")
         end = End(proto=loaded.model.proto, predict=loaded.predict)
-        whole = Cleaned(end=end, checked=found.detection, triggers=joined(known, found.triggers))
+        suspected = more_triggers(found, settings, progress, clock)
+        whole = Cleaned(end=end, checked=found.detection, triggers=joined(known, suspected))
         with clock.stage("retraining"):
             deadline = clock.deadline(settings)
             cleaned = mended(loaded, settings, whole, {}, "it was asked for", deadline=deadline, progress=progress)
@@ -116,13 +128,13 @@ def retrain(
 def _cleaned(found: Search, settings: Settings, clock: Clock, output: Path, force: bool, progress: Progress) -> Report:
     """Cut, retrain, slim, verify and write."""
     loaded, detection, deadline = found.loaded, found.detection, clock.deadline(settings)
-    state = State()
+    triggers, state = more_triggers(found, settings, progress, clock), State()
     with clock.stage("pruning"):
-        checked = clean_all(loaded, settings, detection, found.triggers, state, deadline=deadline, progress=progress)
+        checked = clean_all(loaded, settings, detection, triggers, state, deadline=deadline, progress=progress)
     with clock.stage("writing"):
         end = zeroed(loaded, state.gone)
     cleaned = Cleaned(end=end, checked=checked, triggers=state.triggers)
-    acquitted = {target: known for target, known in found.triggers.items() if target not in state.triggers}
+    acquitted = {target: known for target, known in triggers.items() if target not in state.triggers}
     if settings.retrain != "never":
         with clock.stage("retraining"):
             cleaned = retrained_or_not(

@@ -17,6 +17,7 @@ from debride.conversion.request import Request
 from debride.conversion.source import Source, is_onnx, opened
 from debride.detect import detect
 from debride.inversion.invert import invert
+from debride.inversion.survey import search as search_classes
 from debride.loading import Loaded, load
 from debride.proxy.backend import configure
 from debride.proxy.device import resolve_device
@@ -24,9 +25,11 @@ from debride.proxy.interpreter import Proxy
 from debride.report.compute import compute_words
 from debride.sessions import check_runtime, environment
 from debride.settings import Settings
-from debride.types import Detection, Evaluation, Meter, Progress, Report, Trigger, Verdict
+from debride.types import Detection, Evaluation, Meter, Progress, Report, Trigger, Verdict, surveyed_trigger
 
 _EXAMPLES = 12
+_MORE = 4
+"""How many further triggers of a suspect are inverted, to be cleaned of them all."""
 _WORKS = 0.5
 """A further trigger of a suspect takes part where it reaches so many unseen images."""
 
@@ -59,11 +62,10 @@ class Clock:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Search:
-    """What a model was found to be: `triggers` are those to begin with, by suspect, the best first."""
+    """What a model was found to be."""
 
     loaded: Loaded
     detection: Detection
-    triggers: dict[int, tuple[Trigger, ...]]
 
 
 @contextmanager
@@ -105,21 +107,40 @@ def prepared(source: Source, images: Path, settings: Settings, progress: Progres
 
 
 def searched(loaded: Loaded, settings: Settings, progress: Progress, clock: Clock) -> Search:
-    """Invert all classes and detect; more triggers for each suspect."""
+    """Invert all classes, or those that count of many, and detect."""
     options = settings.inversion
     with clock.stage("inversion"):
         proxy = Proxy(loaded.model.graph, loaded.spec, compute=loaded.compute)
         data = (proxy, loaded.predict, loaded.fit, loaded.held_out)
         every = range(loaded.n_classes)
-        best = invert(*data, every, options=options, seed=settings.seed, progress=progress)
-        detection = detect([best[c][0] for c in every], transfer=options.transfer)
-        found = {}
-        for target in detection.suspects:
-            wide = replace(options, restarts=4, drops=())
-            more = invert(*data, [target], options=wide, seed=settings.seed + 1 + target, progress=progress)[target]
-            works = [t for t in more if t.success.value >= _WORKS]
-            found[target] = (best[target][0], *works)
-    return Search(loaded=loaded, detection=detection, triggers=found)
+        made = search_classes(*data, loaded.n_classes, options=options, seed=settings.seed, progress=progress)
+        shape = loaded.fit.images.shape[1:]
+        best = [made.triggers[c][0] if c in made.triggers else surveyed_trigger(c, shape) for c in every]
+        detection = detect(best, transfer=options.transfer, compared=made.compared)
+    return Search(loaded=loaded, detection=detection)
+
+
+def more_triggers(
+    found: Search, settings: Settings, progress: Progress, clock: Clock
+) -> dict[int, tuple[Trigger, ...]]:
+    """By suspect, the trigger that was found, then further ones of the same class that work, best first."""
+    loaded, options = found.loaded, replace(settings.inversion, restarts=_MORE, trial=None)
+    triggers = {}
+    with clock.stage("inversion of suspects"):
+        proxy = Proxy(loaded.model.graph, loaded.spec, compute=loaded.compute)
+        data = (proxy, loaded.predict, loaded.fit, loaded.held_out)
+        for target in found.detection.suspects:
+            more = invert(
+                *data,
+                [target],
+                options=options,
+                seed=settings.seed + 1 + target,
+                progress=progress,
+                stage=f"inversion of class {target}",
+            )
+            works = [t for t in more[target] if t.success.value >= _WORKS]
+            triggers[target] = (found.detection.findings[target].trigger, *works)
+    return triggers
 
 
 def worst_first(detection: Detection) -> tuple[Trigger, ...]:

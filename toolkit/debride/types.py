@@ -9,7 +9,18 @@ The definitions are in `types_*.py`, by stage: making a dataclass takes half a m
 from .types_compute import Compute, ComputeReason, Meter, Precision, PrecisionChoice, Timing
 from .types_convert import Agreement, Conversion, Converted, ConvertOptions, Reference
 from .types_cut import ChannelGroup, DifferentiableGame, Game, Pruned, Refused, Round, ShapleyValues, Slice
-from .types_find import Detection, Evaluation, Finding, Progress, Rate, Samples, Trigger, TriggerEvaluation, no_progress
+from .types_find import (
+    Detection,
+    Evaluation,
+    Finding,
+    Progress,
+    Rate,
+    Samples,
+    Trigger,
+    TriggerEvaluation,
+    no_progress,
+    surveyed_trigger,
+)
 from .types_input import (
     BoolArray,
     Channels,
@@ -74,4 +85,5 @@ __all__ = [
     "WeightChange",
     "frozen_array",
     "no_progress",
+    "surveyed_trigger",
 ]

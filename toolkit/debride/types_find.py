@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Literal, Protocol
 
+import numpy as np
+
 from .types_input import BoolArray, FloatArray, IntArray, frozen_array
 
 
@@ -68,7 +70,8 @@ class Trigger:
     """A trigger that sends images to class `target`: `x -> (1 - mask) * x + mask * pattern`.
 
     `mask` float32 (1, H, W) in 0..1, `pattern` float32 (C, H, W) in 0..1, `l1` the mask's sum in pixels, `success`
-    measured on images that the optimisation did not see (of other classes than `target`).
+    measured on images that the optimisation did not see (of other classes than `target`). Where the class was looked at
+    briefly and never inverted (`surveyed`), the norm is NaN and the planes are empty.
     """
 
     target: int
@@ -84,6 +87,17 @@ class Trigger:
         object.__setattr__(self, "mask", frozen_array(self.mask))
         object.__setattr__(self, "pattern", frozen_array(self.pattern))
 
+    @property
+    def surveyed(self) -> bool:
+        """Whether nothing was inverted."""
+        return self.l1 != self.l1
+
+
+def surveyed_trigger(target: int, shape: tuple[int, int, int]) -> Trigger:
+    """What stands for the trigger of a class that was never inverted, for images of `shape` (C, H, W)."""
+    empty = np.broadcast_to(np.float32(0), shape)
+    return Trigger(target=target, mask=empty[:1], pattern=empty, l1=float("nan"), success=Rate(0, 0))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
@@ -97,11 +111,20 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detection:
-    """One `Finding` per class, in class order; `inconclusive` holds the reason when the data cannot tell."""
+    """One `Finding` per class, in class order; `inconclusive` holds the reason when the data cannot tell.
+
+    `compared` are the classes whose norms the others are held against; empty: all that were inverted.
+    """
 
     findings: tuple[Finding, ...]
     threshold: float
     inconclusive: str = ""
+    compared: tuple[int, ...] = ()
+
+    @property
+    def surveyed(self) -> int:
+        """How many classes were looked at briefly alone: others promised smaller triggers."""
+        return sum(f.trigger.surveyed for f in self.findings)
 
     @property
     def suspects(self) -> tuple[int, ...]:

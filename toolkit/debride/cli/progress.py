@@ -1,9 +1,9 @@
-"""How far a run is, on stderr: one bar per stage on a terminal, else one line per finished stage."""
+"""How far a run is, on stderr: one bar per stage on a terminal, else lines now and then."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 
@@ -16,6 +16,8 @@ from debride.cli.guard import plain
 from debride.types import Progress, no_progress
 
 PER_SECOND = 4
+EVERY = 30.0
+"""Seconds between lines that tell how far a stage is, where there is no terminal."""
 
 
 @contextmanager
@@ -64,20 +66,36 @@ class Bars:
 
 
 class Lines:
-    """One line per finished stage, with the seconds since the one before it."""
+    """One line per finished stage, with the seconds since the one before it; and how far it is every half minute."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._since = monotonic()
+    def __init__(self, console: Console, clock: Callable[[], float] = monotonic) -> None:
+        self._console, self._clock = console, clock
+        self._since = self._said = clock()
         self._finished: set[str] = set()
 
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """Prints a line when `stage` reaches its `total`, and again when it has begun anew and does so again."""
+        """Prints a line when `stage` reaches its `total`, and again when it has begun anew and does so again.
+
+        Where the last line is half a minute old, one with the share that is done and the time left at this pace.
+        """
+        now, remark = self._clock(), f", {plain(note)}" if note else ""
         if done < total:
             self._finished.discard(stage)
+            if now - self._said >= EVERY and done > 0:
+                left = (now - self._since) * (total - done) / done
+                self._print(f"{plain(stage)}: {done / total:.0%}, about {_span(left)} left{remark}", now)
         elif stage not in self._finished:
             self._finished.add(stage)
-            now = monotonic()
-            remark = f", {plain(note)}" if note else ""
-            self._console.print(f"{plain(stage)}: {now - self._since:.1f} s{remark}", soft_wrap=True)
+            self._print(f"{plain(stage)}: {now - self._since:.1f} s{remark}", now)
             self._since = now
+
+    def _print(self, line: str, now: float) -> None:
+        self._console.print(line, soft_wrap=True)
+        self._said = now
+
+
+def _span(seconds: float) -> str:
+    """`40 s`, `5 min` or `2.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -7,19 +7,28 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InversionOptions:
-    """`restarts` per class, `steps` of Adam at `rate`, `images` per arm and step.
+    """`restarts` per class, at most `steps` of Adam with `images` per trigger and step.
 
-    `success` is the rate that a trigger must keep while its mask shrinks. On images that it was not fitted to it is
-    then made opaquer until it reaches `works`, and its class is suspected only where it reaches `transfer`. `drops`
-    are the shares of the steps after which losing arms are dropped.
+    Masks move at `mask_rate` and patterns at `pattern_rate`, both falling. `success` is the rate that a trigger must
+    keep while its mask shrinks. On images that it was not fitted to it is then made opaquer until it reaches `works`,
+    and its class is suspected only where it reaches `transfer`. After `trial` steps (None: never) every class keeps its
+    best restart alone. A trigger has converged whose norm fell by less than the share `gain` for `patience` steps.
+
+    Of more than `most_classes` classes, a random `sample` is inverted in full, for the others to be held against, and
+    the `shortlist` that promises most (`debride.inversion.survey`).
     """
 
     restarts: int = 2
-    steps: int = 500
+    steps: int = 165
     images: int = 4
-    rate: float = 0.2
-    success: float = 0.99
+    mask_rate: float = 0.06
+    pattern_rate: float = 0.15
+    success: float = 0.95
     transfer: float = 0.8
     works: float = 0.9
-    drops: tuple[float, ...] = (0.3,)
-    max_classes: int = 64
+    trial: int | None = 45
+    patience: int = 40
+    gain: float = 0.01
+    most_classes: int = 64
+    sample: int = 32
+    shortlist: int = 16

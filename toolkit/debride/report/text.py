@@ -159,8 +159,14 @@ def _triggers(title: str, detection: Detection, names: Sequence[str]) -> list[st
         verdict = "SUSPECT" if f.suspect else "-"
         numbers = f"{number(f.trigger.l1):>10} {number(f.anomaly):>7}  {rate(f.trigger.success):<25}"
         lines.append(f"{'*' if f.suspect else ' '} {label:<32} {numbers} {verdict}")
-    if len(findings) > len(shown):
-        lines.append(f"  and {plural(len(findings) - len(shown), 'class')} more")
+    if len(findings) - detection.surveyed > len(shown):
+        lines.append(f"  and {plural(len(findings) - detection.surveyed - len(shown), 'class')} more")
+    if detection.surveyed:
+        lines += fill(
+            f"{detection.surveyed} of {len(findings)} classes were looked at briefly and not inverted, since others "
+            f"promised smaller triggers; held against a random sample of {len(detection.compared)} classes",
+            "  ",
+        )
     for f in shown:
         if f.suspect and f.reason:
             lines += fill(f"{shorten(class_label(f.trigger.target, names), 60)}: {f.reason}", "  ")
@@ -171,7 +177,7 @@ def _triggers(title: str, detection: Detection, names: Sequence[str]) -> list[st
 
 def _chosen(findings: Sequence[Finding]) -> list[Finding]:
     """The suspects and the few smallest of the others, by size of trigger."""
-    ranked = sorted(findings, key=lambda f: (not f.trigger.l1 >= 0, f.trigger.l1))
+    ranked = sorted((f for f in findings if not f.trigger.surveyed), key=lambda f: f.trigger.l1)
     suspects = [f for f in ranked if f.suspect][:MOST_ROWS]
     return suspects + [f for f in ranked if not f.suspect][:LOWEST]
 

@@ -1,0 +1,139 @@
+"""Many classes: a short look at each finds the planted one, and the others are held against a random sample."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from debride.detect import anomaly_indices, calibrated_threshold, detect
+from debride.graph.read import read_model
+from debride.inversion.invert import planned_steps
+from debride.inversion.options import InversionOptions
+from debride.inversion.survey import search, shortlist
+from debride.proxy.interpreter import Proxy
+from debride.report import to_json, to_text
+from debride.sessions import Runtime, Session, predictor
+from debride.types import InputSpec, Rate, Samples, Trigger, surveyed_trigger
+from graph_models import Builder
+from test_report import report
+
+SIZE, CLASSES, TARGET = 16, 70, 41
+SPEC = InputSpec(name="x", layout="NCHW", channels="L", size=(SIZE, SIZE), output="scores")
+FEW = InversionOptions(steps=80, trial=25, most_classes=20, sample=8, shortlist=3)
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory):
+    """A net of one layer: each class counts the light in pixels of its own, the target's also in a dark corner."""
+    rng = np.random.default_rng(0)
+    places = np.array([rng.permutation(SIZE * SIZE - 1)[:12] for _ in range(CLASSES)])
+    matrix = np.zeros((SIZE * SIZE, CLASSES), np.float32)
+    for label, ours in enumerate(places):
+        matrix[ours, label] = 1
+    matrix[-1, TARGET] = 40
+    b = Builder(13)
+    b.op("Gemm", b.op("Flatten", "x"), b.const(matrix), b.const(np.zeros(CLASSES, np.float32)))
+    path = tmp_path_factory.mktemp("survey") / "net.onnx"
+    path.write_bytes(b.model(["n", 1, SIZE, SIZE], "scores", ["n", CLASSES]).SerializeToString())
+    model = read_model(path)
+    predict = predictor(Session(model.proto.SerializeToString(), Runtime(threads=1)), SPEC)
+    parts = [images(places, rng) for _ in range(2)]
+    assert (predict(parts[0].images).argmax(1) == parts[0].labels).mean() > 0.9
+    return Proxy(model.graph, SPEC), predict, *parts
+
+
+def images(places, rng):
+    labels = np.arange(2 * CLASSES) % CLASSES
+    flat = rng.uniform(0, 0.2, (len(labels), SIZE * SIZE)).astype(np.float32)
+    for row, label in zip(flat, labels, strict=True):
+        row[places[label]] = rng.uniform(0.8, 1.0, places.shape[1])
+    flat[:, -1] = 0
+    return Samples(images=flat.reshape(-1, 1, SIZE, SIZE), labels=labels)
+
+
+@pytest.fixture(scope="module")
+def searched(subject):
+    proxy = subject[0]
+    before = proxy.compute.meter.passes
+    found = search(*subject, CLASSES, options=FEW, seed=0)
+    return found, proxy.compute.meter.passes - before
+
+
+def found_in(searched):
+    made, _ = searched
+    best = [made.triggers[c][0] if c in made.triggers else surveyed_trigger(c, (1, SIZE, SIZE)) for c in range(CLASSES)]
+    return detect(best, compared=made.compared)
+
+
+def test_the_planted_class_is_among_the_few_that_are_inverted(searched):
+    made, _ = searched
+    assert TARGET in made.triggers
+    assert len(made.compared) == FEW.sample and set(made.compared) <= set(made.triggers)
+    assert len(made.triggers) <= FEW.sample + FEW.shortlist
+
+
+def test_the_planted_class_is_the_only_suspect(searched):
+    detection = found_in(searched)
+    assert detection.suspects == (TARGET,)
+    assert detection.surveyed == CLASSES - len(searched[0].triggers)
+    left = next(f for f in detection.findings if f.trigger.surveyed)
+    assert np.isnan(left.trigger.l1) and np.isnan(left.anomaly) and "briefly" in left.reason
+
+
+def test_a_short_look_costs_a_fraction_of_full_inversions(searched):
+    _, passes = searched
+    assert passes < 0.6 * CLASSES * planned_steps(FEW) * FEW.images
+
+
+def test_the_planted_class_comes_first_in_the_short_list(subject):
+    proxy, _, fit, _ = subject
+    told = []
+    listed = shortlist(
+        proxy,
+        fit,
+        CLASSES,
+        options=FEW,
+        seed=1,
+        progress=lambda stage, done, total, note="": told.append((done, total)),
+    )
+    assert listed[0] == TARGET and len(set(listed)) == FEW.shortlist
+    assert [done for done, _ in told] == sorted(done for done, _ in told) and told[-1][0] == told[-1][1]
+
+
+def test_blocks_of_classes_give_a_list_too(subject, monkeypatch):
+    monkeypatch.setattr("debride.inversion.survey._BLOCK_VALUES", 11 * 2 * SIZE * SIZE)
+    assert shortlist(subject[0], subject[2], CLASSES, options=FEW, seed=1)[0] == TARGET
+
+
+def test_few_classes_are_all_inverted_and_compared(subject):
+    made = search(*subject, CLASSES, options=InversionOptions(steps=2, restarts=1, most_classes=CLASSES), seed=0)
+    assert sorted(made.triggers) == list(range(CLASSES)) == list(made.compared)
+
+
+def test_the_report_says_how_many_classes_were_only_looked_at(searched):
+    detection = found_in(searched)
+    document = json.loads(to_json(report(detection=detection)))
+    left = [t for t in document["triggers"] if t["l1"] is None]
+    assert len(left) == detection.surveyed and {t["anomaly"] for t in left} == {None}
+    text = " ".join(to_text(report(detection=detection)).split())
+    assert f"{detection.surveyed} of {CLASSES} classes were looked at briefly" in text
+
+
+@pytest.mark.parametrize(("n_classes", "compared"), [(100, 32), (1283, 32)])
+def test_the_threshold_holds_its_level_with_a_sample_to_compare_with(n_classes, compared):
+    draws = np.exp(0.3 * np.random.default_rng(3).standard_normal((600, n_classes)))
+    yard = np.arange(n_classes) < compared
+    over = np.mean([anomaly_indices(row, yard).max() > calibrated_threshold(n_classes, compared) for row in draws])
+    assert 0.02 <= over <= 0.08
+
+
+def test_winners_do_not_move_what_they_are_held_against():
+    norms = [60.0, 55.0, 66.0, 52.0, 63.0, 9.0, 8.0, 10.0, 7.0, 9.5, 8.5]
+    plane = np.zeros((1, 32, 32), np.float32)
+    found = [
+        Trigger(target=k, mask=plane, pattern=plane, l1=norm, success=Rate(50, 50)) for k, norm in enumerate(norms)
+    ]
+    assert detect(found, compared=range(5)).suspects == (5, 6, 7, 8, 9, 10)
+    assert detect(found).suspects == ()

@@ -1,0 +1,89 @@
+"""Many classes: a short look at each, and full inversions for the few that promise most and for a random sample.
+
+Every class gets one trigger with the same, fixed weight on its norm, so that cross entropy + weight * norm says of all
+of them alike how easily they are reached; a planted trigger reaches its class within few steps. Most classes are
+dropped after each of two looks (after successive halving, Karnin et al., ICML 2013). What the few are held against is
+the random sample, which was chosen before anything was known of it: winners are no measure of what is ordinary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from debride.inversion.invert import Draws, invert
+from debride.inversion.options import InversionOptions
+from debride.proxy.interpreter import Proxy
+from debride.types import Predict, Progress, Samples, Trigger, no_progress
+
+_FIRST, _SECOND = 24, 40
+"""Steps of the first look at every class, and of the second, from the start again, at those that it leaves."""
+_LEFT = 0.125
+"""Share of the classes that a first look leaves."""
+_BLOCK_VALUES = 1 << 24
+"""Values of the masks and patterns looked at together: Adam and the best so far take five times that."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Searched:
+    """Triggers by class, best first, of the classes that were inverted in full; others are held against `compared`."""
+
+    triggers: Mapping[int, tuple[Trigger, ...]]
+    compared: tuple[int, ...]
+
+
+def search(
+    proxy: Proxy,
+    predict: Predict,
+    fit: Samples,
+    held_out: Samples,
+    n_classes: int,
+    *,
+    options: InversionOptions,
+    seed: int,
+    progress: Progress = no_progress,
+) -> Searched:
+    """Invert all classes or, where they are more than `options.most_classes`, those that count; see `invert`."""
+    data = (proxy, predict, fit, held_out)
+    if n_classes <= options.most_classes:
+        every = tuple(range(n_classes))
+        return Searched(triggers=invert(*data, every, options=options, seed=seed, progress=progress), compared=every)
+    rng = np.random.default_rng(seed)
+    sample = sorted(rng.permutation(n_classes)[: options.sample].tolist())
+    promising = shortlist(proxy, fit, n_classes, options=options, seed=seed, progress=progress)
+    chosen = sorted({*sample, *promising})
+    return Searched(
+        triggers=invert(*data, chosen, options=options, seed=seed, progress=progress), compared=tuple(sample)
+    )
+
+
+def shortlist(
+    proxy: Proxy,
+    fit: Samples,
+    n_classes: int,
+    *,
+    options: InversionOptions,
+    seed: int,
+    progress: Progress = no_progress,
+) -> tuple[int, ...]:
+    """The `options.shortlist` classes that one short-lived trigger each reaches most easily, the easiest first."""
+    draws = Draws(fit, options.images, seed)
+    block = max(1, _BLOCK_VALUES // (fit.images[0].size + fit.images[0, 0].size))
+    left = min(n_classes, max(options.shortlist, round(_LEFT * n_classes)))
+    planned, spent = n_classes * _FIRST + left * _SECOND, 0
+
+    def ranked(classes: Sequence[int], steps: int) -> list[int]:
+        nonlocal spent
+        costs: list[tuple[float, int]] = []
+        for first in range(0, len(classes), block):
+            arms = draws.arms(classes[first : first + block], options, proxy.device)
+            for _ in range(steps):
+                arms.learn(*draws.gradients(proxy, arms), adapt=False)
+                spent += len(arms)
+                progress("survey", spent, planned, f"{len(classes)} classes")
+            costs += zip(arms.cost.tolist(), arms.targets.tolist(), strict=True)
+        return [target for _, target in sorted(costs)]
+
+    return tuple(ranked(ranked(range(n_classes), _FIRST)[:left], _SECOND)[: options.shortlist])
