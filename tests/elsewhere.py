@@ -17,7 +17,9 @@ DEVICE = "meta"
 aten = torch.ops.aten
 
 _READS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
-"""Of operators whose result, or its shape, the CPU must wait for; indexing has it for the sake of truth values."""
+"""Of operators whose result, or its shape, the CPU must wait for."""
+_INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
+"""Operators that wait where truth values choose, and not where numbers do."""
 
 
 class _There(Tensor):
@@ -80,7 +82,7 @@ def _computed(func, args, kwargs, waits):
     result_there = to == DEVICE or (bool(there) and to is None)
     if result_there and func is not aten._to_copy.default:
         _refuse_mixtures(func, args, kwargs)
-    reads = bool(there) and (to == "cpu" or (func is not aten.index.Tensor and any(tag in func.tags for tag in _READS)))
+    reads = bool(there) and (to == "cpu" or _waits(func, args))
     waits[f"read by {func}"] += reads
     waits[f"write by {func}"] += func is aten._to_copy.default and to == DEVICE and not there
     known = {id(tensor.inner): tensor for tensor in there}
@@ -88,6 +90,12 @@ def _computed(func, args, kwargs, waits):
     made = func(*args, **(kwargs if asked is None else {**kwargs, "device": torch.device("cpu")}))
     # An operator that writes into a tensor hands that very tensor back.
     return tree_map(lambda leaf: known[id(leaf)] if id(leaf) in known else _outer(leaf), made) if result_there else made
+
+
+def _waits(func, args):
+    if func in _INDEXING:
+        return any(leaf.dtype in (torch.bool, torch.uint8) for leaf in tree_leaves(args[1]) if leaf is not None)
+    return any(tag in func.tags for tag in _READS)
 
 
 def _refuse_mixtures(func, args, kwargs):

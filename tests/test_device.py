@@ -17,6 +17,8 @@ from conformance_old import OLD, old_case
 from debride.graph.parse import parse
 from debride.graph.read import read_model
 from debride.graph.weights import statistics
+from debride.inversion.invert import invert
+from debride.inversion.options import InversionOptions
 from debride.proxy.convert import to_tensor
 from debride.proxy.interpreter import Proxy
 from debride.proxy.parity import check_parity
@@ -191,6 +193,24 @@ def test_payoffs_and_marginals_are_the_same_there(subject):
         found = [there(coalitions), there.marginals(coalitions), there.marginals(coalitions)]
     for one, other in zip(found, wanted, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_triggers_are_the_same_there(subject):
+    model, _, predict = subject
+    options = InversionOptions(steps=12, restarts=2, trial=6, images=4)
+
+    def found(compute):
+        proxy = Proxy(model.graph, SPEC, compute=compute)
+        triggers = invert(proxy, predict, samples(30), samples(24, seed=1), range(3), options=options, seed=0)
+        return [trigger for c in range(3) for trigger in triggers[c]]
+
+    here = found(None)
+    with Elsewhere():
+        there = found(THERE)
+    assert len(here) == len(there) == 3
+    for one, other in zip(there, here, strict=True):
+        assert (one.target, one.success, one.steps) == (other.target, other.success, other.steps)
+        np.testing.assert_allclose(one.mask, other.mask, atol=1e-4)
 
 
 def test_a_network_learns_the_same_there(subject):

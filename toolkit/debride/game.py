@@ -15,7 +15,8 @@ from debride.graph.chain import Chain
 from debride.graph.parts import Parts
 from debride.images import encode
 from debride.portions import images_at_once
-from debride.sessions import Held, Runtime, Session, probabilities
+from debride.resident import Held
+from debride.sessions import Runtime, Session, probabilities
 from debride.stakes import Stake
 from debride.tree import Tree
 from debride.types import BoolArray, DoubleArray, FloatArray, InputSpec, IntArray

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 from .errors import ModelError, RuntimeMissingError, UsageError
 from .pixels import encode
+from .resident import Held, Resident
 from .types_input import FloatArray, InputSpec, Predict
 
 try:
@@ -80,37 +80,6 @@ class TensorInfo:
     name: str
     shape: tuple[int | None, ...]
     dtype: np.dtype[Any]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Resident:
-    """A tensor in the memory of a GPU, which goes into a session's runs there; `numpy.asarray` fetches it.
-
-    `address` is that of its first element; the memory is that of the OrtValue `owner`.
-    """
-
-    owner: Any
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    address: int
-
-    def __len__(self) -> int:
-        """How many entries it has along the first axis."""
-        return self.shape[0]
-
-    def __getitem__(self, rows: slice) -> Resident:
-        """Entries along the first axis that follow on each other: a view."""
-        first, last, _ = rows.indices(len(self))
-        stride = self.dtype.itemsize * math.prod(self.shape[1:])
-        return replace(self, shape=(last - first, *self.shape[1:]), address=self.address + first * stride)
-
-    def __array__(self, dtype: np.dtype[Any] | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        """A copy of all that its owner holds."""
-        return np.asarray(self.owner.numpy(), dtype)
-
-
-Held = npt.NDArray[Any] | Resident
-"""A tensor where a session computes: on the CPU, an array."""
 
 
 class Session:

@@ -9,7 +9,8 @@ import numpy as np
 from debride.graph.chain import Chain, Link
 from debride.images import encode
 from debride.portions import images_at_once
-from debride.sessions import Held, Runtime, Session
+from debride.resident import Held
+from debride.sessions import Runtime, Session
 from debride.types import FloatArray, InputSpec, IntArray
 
 _ROWS = 128
