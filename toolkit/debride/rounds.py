@@ -54,8 +54,8 @@ _UTILITY_IMAGES = 256
 EVALUATIONS = 80
 _SHORTLIST = 16
 _PASSES = 20
-"""Of 64 coalitions each. Of the eight best by 100 passes, all were among the 16 best by 20, in a whole WideResNet and in
-one with two cuts, with two seeds each; by 10, seven were once."""
+"""Of 64 coalitions each. Of the eight best by 100 passes, all were among the 16 best by 20, in a whole WideResNet and
+in one with two cuts, with two seeds each; by 10, seven were once."""
 WEIGHT = 0.5
 """Of utility against attack in the score that makes the short list."""
 PRESENT = 0.95
