@@ -98,6 +98,13 @@ def test_the_grand_coalition_alone_can_be_played(model, groups, stakes):
     )
 
 
+def test_a_stake_can_be_played_alone(model, groups, stakes):
+    game, coalitions = game_of(model, groups, stakes), ~np.eye(len(groups), dtype=np.bool_)
+    found = game.payoff(1, coalitions)
+    assert game._games[0]._way is None
+    np.testing.assert_allclose(found, edited(model, groups, stakes, coalitions)[:, 1], rtol=0, atol=1e-5)
+
+
 def test_players_that_join_later_make_new_sessions(model, groups, stakes):
     game, everybody = game_of(model, groups, stakes), np.ones((2, len(groups)), np.bool_)
     for absent in ([0], [12], [3, 7]):
@@ -112,7 +119,7 @@ def test_the_last_layer_is_played_in_closed_form(model, groups, stakes):
     coalitions[:, last] = (np.arange(len(coalitions))[:, None] >> np.arange(len(last))) & 1
     game = game_of(model, groups, stakes)
     found = game(coalitions)
-    assert isinstance(game._way, _Sums)
+    assert all(isinstance(one._way, _Sums) for one in game._games)
     np.testing.assert_allclose(found, edited(model, groups, stakes, coalitions), rtol=0, atol=1e-5)
 
 
@@ -122,9 +129,9 @@ def test_one_layer_before_the_last_is_played_by_runs_and_several_as_a_tree(model
     coalitions[1, first[:2]] = False
     game = game_of(model, groups, stakes)
     game(coalitions)
-    assert isinstance(game._way, _Runs)
+    assert all(isinstance(one._way, _Runs) for one in game._games)
     game(~np.eye(len(groups), dtype=np.bool_))
-    assert isinstance(game._way, Tree)
+    assert all(isinstance(one._way, Tree) for one in game._games)
 
 
 def test_what_coalitions_have_in_common_is_computed_once(model, groups, stakes, monkeypatch):
@@ -137,10 +144,11 @@ def test_what_coalitions_have_in_common_is_computed_once(model, groups, stakes, 
     coalitions[:, players] = (np.arange(8)[:, None] >> np.arange(3)) & 1
     game = game_of(model, groups, stakes)
     found = game(coalitions)
-    # Ten images are one run; the first of three layers runs for 2 sets of players, the second for 4, the last for 8.
-    assert runs == [1] * (2 + 4 + 8)
+    # For each stake, the first of three layers runs for 2 sets of players, the second for 4, the last for 8.
+    assert runs == [1] * 2 * (2 + 4 + 8)
     np.testing.assert_array_equal(game(coalitions[[5, 2]]), found[[5, 2]])
-    assert len(runs) == 14
+    np.testing.assert_array_equal(game.payoff(1, coalitions), found[:, 1])
+    assert len(runs) == 28
     np.testing.assert_allclose(found, edited(model, groups, stakes, coalitions), rtol=0, atol=1e-5)
 
 
