@@ -94,6 +94,17 @@ def test_step_0_is_the_network_as_it_stands():
     assert (found.planted[0].hits, found.fresh[0].hits) == (hits[0], sum(hits[1:]))
 
 
+def test_only_images_that_go_to_the_target_stamped_are_tried_unstamped(monkeypatch):
+    network, tried = able(), []
+    reached = relearning._reached
+    monkeypatch.setattr(relearning, "_reached", lambda *given: tried.append(reached(*given)) or tried[-1])
+    found = relearn(network, FIT, HELD_OUT, trigger(1), says, seed=0, steps=(0, 40))
+    stamped, unstamped = tried[::2], tried[1::2]
+    assert all(len(less) <= len(more) for more, less in zip(stamped, unstamped, strict=True))
+    hits = [len(more) - len(less) for more, less in zip(stamped, unstamped, strict=True)]
+    assert [rate.hits for rate in found.planted] == hits[:2] and sum(hits) > 0
+
+
 def test_the_rates_of_the_three_are_pooled_step_by_step(monkeypatch):
     answers = iter([(Rate(9, 10), Rate(8, 10)), *((Rate(n, 10), Rate(2 * n, 10)) for n in (1, 2, 4))])
     monkeypatch.setattr(relearning, "_taught", lambda *_: next(answers))

@@ -17,7 +17,7 @@ from debride.sessions import probabilities
 from debride.settings import Settings
 from debride.triggers import load_trigger
 from debride.types import Detection, Predict, Progress, Retraining, Trigger
-from debride.verdict import compare, forgotten, shortfalls, worse
+from debride.verdict import compare, forgotten, judged, on_trial, shortfalls, worse
 
 _CHEAP = 0.002
 """Less utility than that is no price of pruning."""
@@ -157,7 +157,7 @@ def tried(
         loaded, settings, before.end.proto, before.checked, before.triggers, deadline=deadline, progress=progress
     )
     delivered, pruned = compare(loaded, before.end.predict, made.triggers, acquitted)
-    _, after = compare(loaded, made.predict, made.triggers, acquitted)
+    after = judged(loaded, made.predict, on_trial(made.triggers, acquitted))
     rates, utilities = (delivered, pruned, after), _utilities(loaded, settings, before.end.predict, made.predict)
     against = _against(loaded, before, made) or worse(settings, *rates, utilities)
     facts = Retraining(

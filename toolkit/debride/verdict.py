@@ -37,14 +37,21 @@ def compare(
     triggers: Mapping[int, Sequence[Trigger]],
     acquitted: Mapping[int, Sequence[Trigger]],
 ) -> tuple[Evaluation, Evaluation]:
-    """The delivered and the cleaned model on all triggers, by class.
+    """The delivered and the cleaned model on all triggers, by class."""
+    tried = on_trial(triggers, acquitted)
+    return judged(loaded, loaded.predict, tried), judged(loaded, cleaned, tried)
+
+
+def on_trial(
+    triggers: Mapping[int, Sequence[Trigger]], acquitted: Mapping[int, Sequence[Trigger]]
+) -> tuple[Trigger, ...]:
+    """What networks are compared on.
 
     Those that were cut for (`triggers`) are tried as found and as opaque as it goes; those of suspects that stood out
     no longer once others were cleaned (`acquitted`) as found.
     """
     tried = [opaque(t, s) for joined in triggers.values() for t in joined for s in (STRENGTHS[0], STRENGTHS[-1])]
-    tried += [t for found in acquitted.values() for t in found]
-    return judged(loaded, loaded.predict, tried), judged(loaded, cleaned, tried)
+    return (*tried, *(t for found in acquitted.values() for t in found))
 
 
 def shortfalls(settings: Settings, before: Evaluation, after: Evaluation, checked: Detection) -> list[str]:

@@ -99,7 +99,7 @@ class Retraining:
     retrain_steps: Annotated[
         int,
         Option(metavar="N", min=1, max=100_000, help="At most so many updates a round.", rich_help_panel=RETRAINING),
-    ] = 400
+    ] = 300
     batch_norm: Annotated[
         Literal["keep", "estimate"],
         Option(help="Running statistics of batch normalisation.", rich_help_panel=RETRAINING),

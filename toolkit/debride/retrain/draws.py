@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 
@@ -16,6 +17,9 @@ _MIXED = 0.5
 """Share of the images that another shines through; the rest show a rectangle of another."""
 _VALUES = 64 * 3 * 64 * 64
 """Pixels of the clean images in one part of a batch."""
+_STAMPED = 0.25
+"""Stamped images as a share of the clean ones, at most. Four retrainings of nets of two convolutions lost 1.05 points
+and left 1.25 % of the attack by 300 steps of these; 1.10 and 1.06 % by 400 with all stamped, at twice the cost."""
 _LEAST = 1e-6
 """Added to what is wanted of a stamped image, so that something is left once the target is taken out."""
 
@@ -72,7 +76,7 @@ class Draws:
         self._patterns = np.array([stamp.pattern for stamp in stamps], np.float32).reshape(-1, *shape)
 
     def __call__(self, count: int) -> Batch:
-        """The next `count` clean images, and those of them that do not belong to a trigger drawn for each, stamped."""
+        """The next `count` clean images, and a few of those that do not belong to a trigger drawn for each, stamped."""
         rng = self._rng
         drawn = rng.integers(len(self._images), size=count)
         labels = self._labels[drawn]
@@ -83,7 +87,7 @@ class Draws:
         foreign = np.zeros(wanted.shape, np.bool_)
         foreign[:, self._targets] = labels[:, None] != self._targets
         chosen = rng.integers(len(self._targets), size=count) if len(self._targets) else np.zeros(0, np.int64)
-        rows = np.flatnonzero(labels[: len(chosen)] != self._targets[chosen])
+        rows = np.flatnonzero(labels[: len(chosen)] != self._targets[chosen])[: ceil(_STAMPED * count)]
         chosen = chosen[rows]
         masks = self._masks[chosen]
         return Batch(

@@ -53,7 +53,7 @@ class RetrainOptions:
     """
 
     method: MethodName = "unlearn"
-    steps: int = 400
+    steps: int = 300
     images: int = 64
     rate: float = 7e-4
     statistics: StatisticsChoice = "keep"
