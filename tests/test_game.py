@@ -101,6 +101,13 @@ def test_the_grand_coalition_alone_can_be_played(model, groups, stakes):
     )
 
 
+def test_a_stake_can_be_played_alone(model, groups, stakes):
+    game, coalitions = game_of(model, groups, stakes), ~np.eye(len(groups), dtype=np.bool_)
+    found = game.payoff(1, coalitions)
+    assert game._games[0]._way is None
+    np.testing.assert_allclose(found, edited(model, groups, stakes, coalitions)[:, 1], rtol=0, atol=1e-5)
+
+
 def test_players_that_join_later_make_new_sessions(model, groups, stakes):
     game, everybody = game_of(model, groups, stakes), np.ones((2, len(groups)), np.bool_)
     for absent in ([0], [12], [3, 7]):
@@ -115,7 +122,7 @@ def test_the_last_layer_is_played_in_closed_form(model, groups, stakes):
     coalitions[:, last] = (np.arange(len(coalitions))[:, None] >> np.arange(len(last))) & 1
     game = game_of(model, groups, stakes)
     found = game(coalitions)
-    assert isinstance(game._way, _Sums)
+    assert all(isinstance(one._way, _Sums) for one in game._games)
     np.testing.assert_allclose(found, edited(model, groups, stakes, coalitions), rtol=0, atol=1e-5)
 
 
@@ -125,9 +132,9 @@ def test_one_layer_before_the_last_is_played_by_runs_and_several_as_a_tree(model
     coalitions[1, first[:2]] = False
     game = game_of(model, groups, stakes)
     game(coalitions)
-    assert isinstance(game._way, _Runs)
+    assert all(isinstance(one._way, _Runs) for one in game._games)
     game(~np.eye(len(groups), dtype=np.bool_))
-    assert isinstance(game._way, Tree)
+    assert all(isinstance(one._way, Tree) for one in game._games)
 
 
 def test_what_coalitions_have_in_common_is_computed_once(model, groups, stakes, monkeypatch):
@@ -140,10 +147,11 @@ def test_what_coalitions_have_in_common_is_computed_once(model, groups, stakes, 
     coalitions[:, players] = (np.arange(8)[:, None] >> np.arange(3)) & 1
     game = game_of(model, groups, stakes)
     found = game(coalitions)
-    # Ten images are one run; the first of three layers runs for 2 sets of players, the second for 4, the last for 8.
-    assert runs == [1] * (2 + 4 + 8)
+    # For each stake, the first of three layers runs for 2 sets of players, the second for 4, the last for 8.
+    assert runs == [1] * 2 * (2 + 4 + 8)
     np.testing.assert_array_equal(game(coalitions[[5, 2]]), found[[5, 2]])
-    assert len(runs) == 14
+    np.testing.assert_array_equal(game.payoff(1, coalitions), found[:, 1])
+    assert len(runs) == 28
     np.testing.assert_allclose(found, edited(model, groups, stakes, coalitions), rtol=0, atol=1e-5)
 
 
@@ -197,34 +205,35 @@ def test_payoffs_are_the_same_where_tensors_stay_on_a_gpu(model, groups, stakes,
         monkeypatch.setattr(Session, "_binds", True)
     game = game_of(model, groups, stakes)
     np.testing.assert_allclose(game(coalitions), expected, rtol=0, atol=1e-6)
-    assert isinstance(game._way, way)
+    assert all(isinstance(one._way, way) for one in game._games)
 
 
 def test_a_gpu_is_given_the_prefix_once_then_masks_and_gives_scores(model, groups, stakes, monkeypatch):
     gpu = FakeGpu()
     monkeypatch.setattr(sessions, "ort", gpu)
-    monkeypatch.setattr(portions, "pass_bytes", lambda device: {"cuda:0": 33_000}[device])
-    game = game_of(model, groups, stakes, image_bytes=1000)  # 33 images, so three coalitions of ten images each, a run
+    n = len(stakes[0])
+    monkeypatch.setattr(portions, "pass_bytes", lambda device: {"cuda:0": (3 * n + 1) * 1000}[device])
+    game = game_of(model, groups, stakes[:1], image_bytes=1000)  # three coalitions of n images each, a run
     first = [i for i, g in enumerate(groups) if g.layer == groups[0].layer]
     coalitions = np.ones((11, len(groups)), np.bool_)
     coalitions[:, first] = (np.arange(11)[:, None] >> np.arange(4)) & 1
     game(coalitions[:7])
-    prefix = sum(array.nbytes for array in game._way._cache.values())
-    rows = np.array([30, 30, 1])  # alone, a coalition needs one row for all images
-    assert gpu.up == [3 * prefix, *rows * 4 * 4] and gpu.down == [90 * 4, 90 * 4, 30 * 4]
+    prefix = sum(array.nbytes for array in game._games[0]._way._cache.values())
+    rows = np.array([3 * n, 3 * n, 1])  # alone, a coalition needs one row for all images
+    assert gpu.up == [3 * prefix, *rows * 4 * 4] and gpu.down == [9 * n * 4, 9 * n * 4, 3 * n * 4]
     gpu.up.clear()
     game(coalitions[7:])
-    assert gpu.up == [30 * 4 * 4, 4 * 4]
+    assert gpu.up == [3 * n * 4 * 4, 4 * 4]
 
 
 def test_what_links_pass_on_never_leaves_a_gpu(model, groups, stakes, monkeypatch):
     gpu = FakeGpu()
     monkeypatch.setattr(sessions, "ort", gpu)
-    game = game_of(model, groups, stakes)
+    game, n = game_of(model, groups, stakes[:1]), len(stakes[0])
     game(absent(groups, None, 6))
-    images = 10 * 3 * 8 * 8 * 4
+    images = n * 3 * 8 * 8 * 4
     assert [size for size in gpu.up if size > len(groups) * 4] == [images]
-    assert set(gpu.down) == {10 * 3 * 4}
+    assert set(gpu.down) == {n * 3 * 4}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from debride import prune
 from debride.prune import Cut, Limits, choose, coalitions, idle, propose
 from debride.types import ShapleyValues
 
@@ -30,6 +31,25 @@ def values(pairs, counts=None):
 
 def cut(*players):
     return Cut(players=players, weight=0.0)
+
+
+def asked(payoffs, seen=None):
+    """The utility column of `payoffs`, as it is asked for; the rows are noted in `seen`."""
+
+    def utility(rows):
+        if seen is not None:
+            seen.extend(rows.tolist())
+        return payoffs[rows, 1]
+
+    return utility
+
+
+def choice(cuts, payoffs, limits, seen=None):
+    return choose(cuts, payoffs[:, 0], asked(payoffs, seen), limits)
+
+
+def returning(payoffs, seen=None):
+    return idle(payoffs[:, 0], asked(payoffs, seen))
 
 
 def proposed(*args, **kwargs):
@@ -83,50 +103,85 @@ def test_coalitions_hold_everybody_then_everybody_but_each_cut():
 
 def test_a_cut_below_the_utility_floor_is_never_chosen():
     payoffs = np.array([[1.0, 1.0], [0.0, 0.89], [0.8, 0.99]])
-    assert choose((cut(0), cut(1)), payoffs, FREE) == (cut(1), "")
+    assert choice((cut(0), cut(1)), payoffs, FREE) == (cut(1), "")
 
 
 def test_a_cheap_cut_is_taken_before_a_strong_dear_one():
     # At price 5 the first gains 0.4 - 0.5 < 0 and the second 0.1.
     payoffs = np.array([[1.0, 1.0], [0.6, 0.9], [0.9, 1.0]])
-    assert choose((cut(0), cut(1)), payoffs, FREE) == (cut(1), "")
+    assert choice((cut(0), cut(1)), payoffs, FREE) == (cut(1), "")
 
 
 def test_a_dear_cut_is_taken_when_nothing_cheaper_is_there():
     # 0.4 - 5 * 0.1 < 0, but 0.4 - 2 * 0.1 > 0.
-    assert choose((cut(0),), np.array([[1.0, 1.0], [0.6, 0.9]]), FREE) == (cut(0), "")
+    assert choice((cut(0),), np.array([[1.0, 1.0], [0.6, 0.9]]), FREE) == (cut(0), "")
 
 
 def test_of_two_equal_cuts_the_smaller_is_taken():
     payoffs = np.array([[1.0, 1.0], [0.5, 1.0], [0.5, 1.0]])
-    assert choose((cut(0, 1), cut(2)), payoffs, FREE) == (cut(2), "")
+    assert choice((cut(0, 1), cut(2)), payoffs, FREE) == (cut(2), "")
 
 
 def test_a_gain_of_utility_is_worth_nothing_in_itself():
     payoffs = np.array([[1.0, 0.95], [1.0, 1.0]])
-    chosen, reason = choose((cut(0),), payoffs, FREE)
+    chosen, reason = choice((cut(0),), payoffs, FREE)
     assert chosen is None and "no further cut lowers" in reason
 
 
 def test_the_reason_says_why_nothing_is_cut():
-    assert choose((), np.array([[1.0, 1.0]]), FREE) == (None, "no channel group has a positive share of the attack")
-    chosen, reason = choose((cut(0),), np.array([[1.0, 1.0], [0.0, 0.5]]), FREE)
+    assert choice((), np.array([[1.0, 1.0]]), FREE) == (None, "no channel group has a positive share of the attack")
+    chosen, reason = choice((cut(0),), np.array([[1.0, 1.0], [0.0, 0.5]]), FREE)
     assert chosen is None and "utility budget" in reason
-    chosen, reason = choose((cut(0),), np.array([[1.0, 1.0], [0.98, 0.95]]), FREE)
+    chosen, reason = choice((cut(0),), np.array([[1.0, 1.0], [0.98, 0.95]]), FREE)
     assert chosen is None and "more than it costs" in reason
 
 
 def test_no_lower_price_is_taken_than_the_limits_allow():
     payoffs = np.array([[1.0, 1.0], [0.94, 0.95]])
-    assert choose((cut(0),), payoffs, FREE) == (cut(0), "")
-    assert choose((cut(0),), payoffs, Limits(utility=0.9, groups=5, price=2.0))[0] is None
+    assert choice((cut(0),), payoffs, FREE) == (cut(0), "")
+    assert choice((cut(0),), payoffs, Limits(utility=0.9, groups=5, price=2.0))[0] is None
+
+
+def exhaustive(cuts, payoffs, limits):
+    """The cut by the definition: at the highest price at which one gains, the one that gains most."""
+    loss = np.maximum(0.0, payoffs[0, 1] - payoffs[1:, 1])
+    fixed = prune._GROUP_PRICE * np.array([len(cut.players) for cut in cuts])
+    for price in (p for p in prune.PRICES if p >= limits.price):
+        gain = payoffs[0, 0] - payoffs[1:, 0] - price * loss - fixed
+        gain[payoffs[1:, 1] < limits.utility] = -np.inf
+        if gain.max() > 0:
+            return cuts[int(np.argmax(gain))]
+    return None
+
+
+def test_the_choice_is_that_of_all_payoffs_though_few_are_asked():
+    rng, seen, cuts = np.random.default_rng(0), [], tuple(cut(i) for i in range(30))
+    for _ in range(300):
+        spread = rng.choice([0.01, 0.1, 1.0], 2)
+        payoffs = np.clip(0.9 - spread * rng.random((31, 2)), 0, 1)
+        payoffs[0] = 0.9 - spread / 4
+        limits = Limits(utility=float(rng.uniform(0.5, 0.9)), groups=5, price=float(rng.choice(prune.PRICES)))
+        assert choice(cuts, payoffs, limits, seen)[0] == exhaustive(cuts, payoffs, limits)
+    assert len(seen) < 0.5 * 300 * 31
+
+
+def test_no_utility_is_asked_of_what_lowers_the_attack_by_nothing():
+    seen, payoffs = [], np.array([[0.5, 1.0], [0.6, 1.0], [0.499, 1.0], [0.1, 1.0], [0.3, 1.0]])
+    assert choice((cut(0), cut(1), cut(2), cut(3)), payoffs, FREE, seen) == (cut(2), "")
+    assert set(seen) == {0, 3, 4}
 
 
 def test_a_group_that_does_nothing_returns_and_the_idlest_first():
     # Groups a, b, c are gone; b's return costs nothing, a's little, c's brings the attack back.
-    assert idle(np.array([[0.1, 0.9], [0.102, 0.9], [0.1, 0.9], [0.7, 0.9]])) == 1
-    assert idle(np.array([[0.1, 0.9], [0.15, 0.9], [0.12, 0.9]])) is None
+    assert returning(np.array([[0.1, 0.9], [0.102, 0.9], [0.1, 0.9], [0.7, 0.9]])) == 1
+    assert returning(np.array([[0.1, 0.9], [0.15, 0.9], [0.12, 0.9]])) is None
 
 
 def test_a_group_does_not_return_where_that_costs_utility():
-    assert idle(np.array([[0.1, 0.9], [0.1, 0.89]])) is None
+    assert returning(np.array([[0.1, 0.9], [0.1, 0.89]])) is None
+
+
+def test_no_utility_is_asked_of_a_group_that_brings_the_attack_back():
+    seen = []
+    assert returning(np.array([[0.1, 0.9], [0.5, 0.9], [0.1, 0.9]]), seen) == 1 and seen == [0, 2]
+    assert returning(np.array([[0.1, 0.9], [0.5, 0.9]]), seen) is None and seen == [0, 2]

@@ -275,7 +275,7 @@ def test_parts_of_a_batch_add_up_to_the_whole(method, apart, monkeypatch):
     assert total == pytest.approx(whole, abs=1e-6 + apart)
     for name, gradient in slope.items():
         assert gradient.abs().max() > 1e-5
-        np.testing.assert_allclose(summed[name], gradient, rtol=2e-5 + apart, atol=1e-6 + apart)
+        np.testing.assert_allclose(summed[name], gradient, rtol=1e-4 + apart, atol=1e-6 + apart)
 
 
 def test_what_is_trained_may_compute_in_bfloat16_by_masters_in_float32():

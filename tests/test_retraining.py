@@ -263,7 +263,7 @@ def test_classes_are_inverted_together_and_those_that_stand_out_get_a_trigger_mo
 
 
 def test_without_triggers_all_classes_are_inverted_once(loaded, pruned, anew):
-    found = run(loaded, replace(pruned, triggers={}), steps=2)
+    found = run(loaded, replace(pruned), steps=2)
     assert anew == [list(range(10))] and found.checked.suspects == (2,)
     assert (found.triggers, found.relearning, found.budget) == ({}, (), 2)
 
@@ -368,14 +368,14 @@ def test_it_is_called_for_where_the_attack_is_left(loaded, pruned, called):
 
 
 def test_it_is_not_where_pruning_left_and_cost_nothing(loaded, planted, called):
-    clean = Cleaned(end=zeroed(loaded, ()), checked=detected(planted, ()), triggers={})
+    clean = Cleaned(end=zeroed(loaded, ()), checked=detected(planted, ()))
     assert asked(loaded, clean) is clean and called == []
     asked(loaded, clean, retrain="always")
     assert called == ["it was asked for"]
 
 
 def test_it_is_where_pruning_cost_utility_alone(loaded, planted, called):
-    clean = Cleaned(end=zeroed(loaded, ()), checked=detected(planted, ()), triggers={})
+    clean = Cleaned(end=zeroed(loaded, ()), checked=detected(planted, ()))
     from debride.types import Round
 
     rounds = [
@@ -491,7 +491,7 @@ def searches(loaded, planted, quick, monkeypatch):
 
     def searched(*_):
         count.append(1)
-        return Search(loaded=loaded, detection=detected(planted, ()), triggers={})
+        return Search(loaded=loaded, detection=detected(planted, ()))
 
     monkeypatch.setattr(debride.sanitize, "prepared", lambda *_: loaded)
     monkeypatch.setattr(debride.sanitize, "searched", searched)
@@ -559,7 +559,7 @@ def test_an_inconclusive_search_with_a_trigger_that_works_on_nothing_writes_noth
     loaded, planted, searches, tmp_path, monkeypatch
 ):
     doubtful = replace(detected(planted, ()), inconclusive="it does not tell")
-    monkeypatch.setattr(debride.sanitize, "searched", lambda *_: Search(loaded=loaded, detection=doubtful, triggers={}))
+    monkeypatch.setattr(debride.sanitize, "searched", lambda *_: Search(loaded=loaded, detection=doubtful))
     save_trigger(tmp_path / "patch.npz", patch())
     report = retrain(MODEL, IMAGES, tmp_path / "o.onnx", settings=settings(), triggers=[tmp_path / "patch.npz"])
     assert (report.verdict, report.retraining, (tmp_path / "o.onnx").exists()) == ("inconclusive", None, False)
@@ -567,7 +567,7 @@ def test_an_inconclusive_search_with_a_trigger_that_works_on_nothing_writes_noth
 
 def test_an_inconclusive_search_without_triggers_writes_nothing(loaded, planted, searches, tmp_path, monkeypatch):
     doubtful = replace(detected(planted, ()), inconclusive="it does not tell")
-    monkeypatch.setattr(debride.sanitize, "searched", lambda *_: Search(loaded=loaded, detection=doubtful, triggers={}))
+    monkeypatch.setattr(debride.sanitize, "searched", lambda *_: Search(loaded=loaded, detection=doubtful))
     report = retrain(MODEL, IMAGES, tmp_path / "o.onnx", settings=settings())
     assert (report.verdict, report.command, report.retraining) == ("inconclusive", "retrain", None)
     assert list(tmp_path.iterdir()) == []

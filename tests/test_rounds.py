@@ -124,11 +124,11 @@ def test_a_class_that_stands_out_later_is_cleaned_too(monkeypatch):
 
 
 def test_an_idle_group_comes_back_and_those_of_other_classes_stay(monkeypatch):
-    def game(coalitions):
+    def payoff(stake, coalitions):
         # Only group 5 matters to the attack; nothing matters to utility.
-        return np.stack([0.1 + 0.8 * coalitions[:, 5], np.full(len(coalitions), 0.9)], axis=1)
+        return np.full(len(coalitions), 0.9) if stake else 0.1 + 0.8 * coalitions[:, 5]
 
-    monkeypatch.setattr(rounds, "exact_game", lambda *_: game)
+    monkeypatch.setattr(rounds, "exact_game", lambda *_: SimpleNamespace(payoff=payoff))
     model = SimpleNamespace(groups=range(10))
     state = State(gone=[3, 5, 8], pruned=["three", "five", "eight"])
     rounds._give_back(model, state, None, 1)

@@ -31,8 +31,7 @@ Gate = Callable[[Sequence[int]], Parts | Chain]
 class ChannelGame:
     """A `debride.types.Game` with one payoff per stake (`Stake.payoff` of the probabilities).
 
-    `gate` makes the graph parts for a set of players (`debride.graph.parts.gated` on the model as it stands). Sessions
-    are made for the players that coalitions leave out, and made anew when others are. No coalition is played twice.
+    `gate` makes the graph parts for a set of players (`debride.graph.parts.gated` on the model as it stands).
     `image_bytes` is what all of the graph's tensors take for one image, for which a GPU must have the memory.
     """
 
@@ -46,12 +45,8 @@ class ChannelGame:
         *,
         image_bytes: int = 0,
     ) -> None:
-        self._n_players, self._gate, self._spec, self._stakes = n_players, gate, spec, tuple(stakes)
-        self._runtime, self._image_bytes = runtime or Runtime(), image_bytes
-        self._images = np.concatenate([stake.images for stake in stakes])
-        self._way: _Runs | _Sums | Tree | None = None
-        self._columns: IntArray = np.zeros(0, np.int64)
-        self._known: dict[bytes, DoubleArray] = {}
+        self._n_players = n_players
+        self._games = [_StakeGame(gate, spec, stake, runtime or Runtime(), image_bytes) for stake in stakes]
 
     @property
     def n_players(self) -> int:
@@ -60,32 +55,51 @@ class ChannelGame:
 
     def __call__(self, coalitions: BoolArray) -> DoubleArray:
         """Payoffs (B, M) of coalitions (B, P). Raises `SurgeryError` where the graph cannot be gated at a player."""
+        return np.stack([game(coalitions) for game in self._games], axis=1)
+
+    def payoff(self, stake: int, coalitions: BoolArray) -> DoubleArray:
+        """The payoff of one stake alone, (B,); raises as the whole game."""
+        return self._games[stake](coalitions)
+
+
+class _StakeGame:
+    """The game for one stake.
+
+    Sessions are made for the players that coalitions leave out, and made anew when others are. No coalition is played
+    twice.
+    """
+
+    def __init__(self, gate: Gate, spec: InputSpec, stake: Stake, runtime: Runtime, image_bytes: int) -> None:
+        self._gate, self._spec, self._stake = gate, spec, stake
+        self._runtime, self._image_bytes = runtime, image_bytes
+        self._way: _Runs | _Sums | Tree | None = None
+        self._columns: IntArray = np.zeros(0, np.int64)
+        self._known: dict[bytes, float] = {}
+
+    def __call__(self, coalitions: BoolArray) -> DoubleArray:
+        """Payoffs (B,) of coalitions (B, P)."""
         keys = [row.tobytes() for row in np.packbits(coalitions, axis=1)]
         new = {key: row for row, key in enumerate(keys) if key not in self._known}
         if new:
-            played = self._play(coalitions[list(new.values())])
-            self._known.update(zip(new, played, strict=True))
-        return np.stack([self._known[key] for key in keys])
+            self._known.update(zip(new, self._play(coalitions[list(new.values())]), strict=True))
+        return np.array([self._known[key] for key in keys], np.float64)
 
-    def _play(self, coalitions: BoolArray) -> DoubleArray:
+    def _play(self, coalitions: BoolArray) -> list[float]:
         absent = np.flatnonzero(~coalitions.all(axis=0))
         if self._way is None or not np.isin(absent, self._columns).all():
             # A session needs a player to gate, even where nobody is absent yet.
             self._columns = absent if len(absent) else np.zeros(1, np.int64)
             parts = self._gate(self._columns.tolist())
-            given = (self._spec, self._images, self._runtime, self._image_bytes)
+            given = (self._spec, self._stake.images, self._runtime, self._image_bytes)
             self._way = Tree(parts, *given) if isinstance(parts, Chain) else _way(parts, len(self._columns), *given)
         masks = coalitions[:, self._columns].astype(np.float32)
-        return np.concatenate([self._payoffs(scores) for scores in self._way.play(masks)])
+        return [payoff for scores in self._way.play(masks) for payoff in self._payoffs(scores)]
 
-    def _payoffs(self, scores: FloatArray) -> DoubleArray:
-        """(B, N, K) scores -> (B, M)."""
+    def _payoffs(self, scores: FloatArray) -> list[float]:
+        """(B, N, K) scores -> B payoffs."""
         chances = probabilities(scores.reshape(-1, scores.shape[-1])).reshape(scores.shape)
-        payoffs, first = [], 0
-        for stake in self._stakes:
-            payoffs.append(stake.payoff(chances[:, first : first + len(stake)]))
-            first += len(stake)
-        return np.stack(payoffs, axis=1)
+        found: list[float] = self._stake.payoff(chances).tolist()
+        return found
 
 
 class _Runs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -19,6 +20,11 @@ PRICES = (5.0, 2.0, 1.0, 0.5)
 """What a share of utility costs in shares of attack; a lower one is taken when nothing is worth a higher one."""
 _GROUP_PRICE = 0.003
 """What one more group costs: of two equal cuts the smaller is taken."""
+_AT_ONCE = 4
+"""Of so many cuts the utility is asked together."""
+
+Utility = Callable[[IntArray], DoubleArray]
+"""The utility payoffs (R,) of some rows (R,) of the coalitions at hand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,34 +74,54 @@ def coalitions(cuts: tuple[Cut, ...], n_players: int) -> BoolArray:
     return rows
 
 
-def choose(cuts: tuple[Cut, ...], payoffs: DoubleArray, limits: Limits) -> tuple[Cut | None, str]:
+def choose(cuts: tuple[Cut, ...], attack: DoubleArray, utility: Utility, limits: Limits) -> tuple[Cut | None, str]:
     """The cut that buys most attack for its utility within `limits`, or None and why there is none.
 
-    `payoffs` (1 + len(cuts), 2) are those of `coalitions`: attack and utility, the uncut model's first. The price of
-    utility falls, greedily, only when no cut is worth a higher one.
+    `attack` (1 + len(cuts),) are payoffs of `coalitions`, the uncut model's first; `utility` gives that payoff of some
+    of these and is asked only of those that it decides about: a cut gains no more than it lowers the attack. The price
+    of utility falls, greedily, only when no cut is worth a higher one.
     """
     if not cuts:
         return None, "no channel group has a positive share of the attack"
-    attack, utility = payoffs[1:, 0], payoffs[1:, 1]
-    allowed = utility >= limits.utility
-    if not allowed.any():
-        return None, "every further cut would cost more than the utility budget"
-    loss = np.maximum(0.0, payoffs[0, 1] - utility)
     fixed = _GROUP_PRICE * np.array([len(cut.players) for cut in cuts])
+    lowered = attack[0] - attack[1:]
+    most = lowered - fixed
+    order = np.argsort(-most, kind="stable")
+    order = order[most[order] > 0]
+    loss = np.full(len(cuts), np.nan)
     for price in (p for p in PRICES if p >= limits.price):
-        gain = np.where(allowed, payoffs[0, 0] - attack - price * loss - fixed, -np.inf)
+        gain = np.full(len(cuts), -np.inf)
+        for first in range(0, len(order), _AT_ONCE):
+            some = order[first : first + _AT_ONCE]
+            if most[some[0]] < gain.max():
+                break
+            new = some[np.isnan(loss[some])]
+            if len(new):
+                loss[new] = _losses(utility(np.array([0, *(1 + new)])), limits.utility)
+            gain[some] = lowered[some] - price * loss[some] - fixed[some]
         if gain.max() > 0:
             return cuts[int(np.argmax(gain))], ""
+    if len(order) and not np.isfinite(loss).any():
+        return None, "every further cut would cost more than the utility budget"
     return None, "no further cut lowers the attack by more than it costs"
 
 
-def idle(payoffs: DoubleArray) -> int | None:
+def _losses(utility: DoubleArray, floor: float) -> DoubleArray:
+    """By how much the payoffs `utility` are below the first of them; infinite where they are below `floor`."""
+    return np.where(utility[1:] >= floor, np.maximum(0.0, utility[0] - utility[1:]), np.inf)
+
+
+def idle(attack: DoubleArray, utility: Utility) -> int | None:
     """Which of the groups that are gone may return, as its place among them, or None.
 
-    `payoffs` (1 + G, 2) are those with all G groups gone, then with each one back. The one whose return costs least
-    goes back where that is less than its going was worth by itself (`_GROUP_PRICE`): with others gone since, or chosen
-    by noise, it does nothing.
+    `attack` (1 + G,) are payoffs with all G groups gone, then with each one back; `utility` gives that payoff of some
+    of these. The one whose return costs least goes back where that is less than its going was worth by itself
+    (`_GROUP_PRICE`): with others gone since, or chosen by noise, it does nothing.
     """
-    cost = payoffs[1:, 0] - payoffs[0, 0] + PRICES[0] * np.maximum(0.0, payoffs[0, 1] - payoffs[1:, 1])
-    place = int(np.argmin(cost))
-    return place if cost[place] <= _GROUP_PRICE else None
+    near = np.flatnonzero(attack[1:] - attack[0] <= _GROUP_PRICE)
+    if not len(near):
+        return None
+    loss = _losses(utility(np.array([0, *(1 + near)])), -np.inf)
+    cost = attack[1 + near] - attack[0] + PRICES[0] * loss
+    best = int(np.argmin(cost))
+    return int(near[best]) if cost[best] <= _GROUP_PRICE else None
