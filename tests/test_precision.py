@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from debride.errors import ParityError, RuntimeMissingError, UsageError
+from debride.errors import ModelError, ParityError, RuntimeMissingError, UsageError
 from debride.graph.read import read_model
 from debride.proxy import device, precision
 from debride.proxy.device import resolve_device
@@ -98,6 +98,28 @@ def test_a_fast_way_that_is_too_far_from_onnxruntime_is_refused(subject, monkeyp
     assert (compute.precision, compute.reason) == ("float32", "inexact")
     measured = next(t for t in compute.timings if t.precision == "bfloat16" and t.channels_last)
     assert 1e-9 < measured.difference < 0.1
+
+
+def test_a_way_in_which_the_graph_does_not_run_is_left_out(subject, monkeypatch):
+    run = Proxy.forward
+
+    def forward(proxy, *rest, **named):
+        if proxy.compute.precision == "bfloat16":
+            raise ModelError("types that do not mix")
+        return run(proxy, *rest, **named)
+
+    monkeypatch.setattr(Proxy, "forward", forward)
+    graph, predict = subject
+    compute = choose_compute(graph, SPEC, predict, IMAGES)
+    assert (compute.precision, compute.reason) == ("float32", "measured")
+    assert {t.precision for t in compute.timings} == {"float32"}
+
+
+def test_a_graph_through_which_no_gradient_goes_is_an_error_that_says_so(subject, monkeypatch):
+    run = Proxy.forward
+    monkeypatch.setattr(Proxy, "forward", lambda *rest, **named: run(*rest, **named).detach())
+    with pytest.raises(ModelError, match="no gradient reaches the image"):
+        choose_compute(subject[0], SPEC, subject[1], IMAGES)
 
 
 def test_what_is_asked_for_is_taken_without_any_timing(subject, monkeypatch):

@@ -115,6 +115,7 @@ def test_few_classes_are_all_inverted_and_compared(subject):
 def test_the_report_says_how_many_classes_were_only_looked_at(searched):
     detection = found_in(searched)
     document = json.loads(to_json(report(detection=detection)))
+    assert document["compared"] == list(detection.compared)
     left = [t for t in document["triggers"] if t["l1"] is None]
     assert len(left) == detection.surveyed and {t["anomaly"] for t in left} == {None}
     text = " ".join(to_text(report(detection=detection)).split())
@@ -137,3 +138,19 @@ def test_winners_do_not_move_what_they_are_held_against():
     ]
     assert detect(found, compared=range(5)).suspects == (5, 6, 7, 8, 9, 10)
     assert detect(found).suspects == ()
+
+
+def test_few_clean_models_of_many_classes_are_flagged():
+    plane = np.broadcast_to(np.float32(0), (1, 32, 32))
+    flagged = 0
+    for norms in 60 * np.exp(0.4 * np.random.default_rng(5).standard_normal((100, 400))):
+        # The survey finds the smallest of them all; a random sample is there to compare with.
+        norms[40:] = np.sort(norms)[:360]
+        found = [
+            Trigger(target=k, mask=plane, pattern=plane, l1=norm, success=Rate(50, 50))
+            if k < 60
+            else surveyed_trigger(k, (1, 32, 32))
+            for k, norm in enumerate(norms)
+        ]
+        flagged += bool(detect(found, compared=range(32)).suspects)
+    assert flagged <= 8

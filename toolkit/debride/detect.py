@@ -25,7 +25,8 @@ _STRONG_INDEX = 3.0
 """At this share of the median a lower index is enough: with few images, or in small nets, norms scatter, the MAD grows
 and the index of a planted trigger stays at 3.6. A missed backdoor costs more than a false alarm, and these become more:
 clean draws are flagged in 3.5 and 9.2 % (10 classes), 7.4 and 13.5 % (43 classes) at a log spread of 0.4 and 0.6. Clean
-models spread by 0.2 to 0.4, and the smallest of their norms was 0.40 of the median."""
+models spread by 0.2 to 0.4, and the smallest of their norms was 0.40 of the median. The smallest of hundreds of norms
+reaches it by chance, so that it does not count where the median is that of a sample."""
 _FEW_RATIO = 0.25
 """... and with few classes, of the median of the other classes."""
 LARGEST = 0.2
@@ -50,7 +51,8 @@ def detect(triggers: Sequence[Trigger], *, transfer: float = 0.8, compared: Sequ
     tell.
     """
     known = np.array([not t.surveyed for t in triggers])
-    norms, yard = _norms(triggers, known), _yard(known, compared)
+    yard = _yard(known, compared)
+    norms = _norms(triggers, known, yard)
     area = triggers[0].mask.size
     anomalies = anomaly_indices(norms, yard)
     threshold = calibrated_threshold(len(norms), int(yard.sum()))
@@ -87,11 +89,11 @@ def with_suspects(detection: Detection, targets: Iterable[int], reason: str) -> 
     return replace(detection, findings=tuple(findings))
 
 
-def _norms(triggers: Sequence[Trigger], known: BoolArray) -> DoubleArray:
+def _norms(triggers: Sequence[Trigger], known: BoolArray, yard: BoolArray) -> DoubleArray:
     """L1 norms (K,); of a trigger that hardly ever works at least the median, since its own says nothing."""
     norms = np.array([max(t.l1, 1e-6) if k else np.nan for t, k in zip(triggers, known, strict=True)])
     failed = np.array([bool(t.success.n) and t.success.value < _FAILED for t in triggers])
-    works = known & ~failed
+    works = yard & ~failed if (yard & ~failed).any() else known & ~failed
     return np.where(failed, np.maximum(norms, np.median(norms[works])), norms) if works.any() else norms
 
 
@@ -145,7 +147,8 @@ def _judge(
     share = norms[row] / float(np.median(norms[yard]))
     if share > _RATIO:
         return f"its trigger is {share:.0%} of the median size"
-    if anomaly <= (_STRONG_INDEX if share <= _STRONG_RATIO else threshold):
+    strong = share <= _STRONG_RATIO and bool(yard.all())
+    if anomaly <= (_STRONG_INDEX if strong else threshold):
         return f"its anomaly index is within what clean models show (up to {threshold:.2f})"
     return ""
 

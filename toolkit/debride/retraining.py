@@ -177,7 +177,7 @@ def _attacked(
     working = working_written(model, {**network.arrays(), **anew})
     proxy = Proxy(parse(working), loaded.spec, compute=loaded.compute)
     predict = predictor(Session(working.SerializeToString(), loaded.runtime, "the retrained model"), loaded.spec)
-    targets = sorted(classes) or list(range(loaded.n_classes))
+    targets = sorted(classes) or [f.trigger.target for f in detection.findings if not f.trigger.surveyed]
     seed = settings.seed + _SEEDS + 1000 * number + targets[0]
     return inverted_anew(loaded, settings, detection, targets, proxy, predict, seed=seed, progress=progress)
 

@@ -26,7 +26,7 @@ from debride.stages import (
     source_of,
     worst_first,
 )
-from debride.types import Evaluation, Progress, Report, Trigger, Verdict, no_progress
+from debride.types import Detection, Evaluation, Progress, Report, Trigger, Verdict, no_progress
 from debride.verdict import compare, forgotten, judged, shortfalls
 
 _GOOD = "the trigger no longer works and no new one stands out"
@@ -97,7 +97,7 @@ def retrain(
         # What is refused is refused before the search.
         known, warnings = given(loaded, triggers), doubts(loaded, settings)
         found = searched(loaded, settings, progress, clock)
-        detection = with_suspects(found.detection, working(loaded, settings, known), _GIVEN)
+        detection = with_suspects(_filled(found.detection, known), working(loaded, settings, known), _GIVEN)
         if not detection.suspects and detection.inconclusive:
             return replace(_unchanged(found, settings, clock, output, force), command="retrain")
         end = End(proto=loaded.model.proto, predict=loaded.predict)
@@ -123,6 +123,15 @@ def retrain(
     )
     checked = cleaned.checked if kept or detection.suspects else None
     return replace(made, output=facts, after=after, recheck=checked, retraining=cleaned.retraining)
+
+
+def _filled(detection: Detection, known: Mapping[int, Sequence[Trigger]]) -> Detection:
+    """`detection` with the triggers `known`, by class, of classes that were never inverted."""
+    findings = [
+        replace(f, trigger=known[f.trigger.target][0]) if f.trigger.surveyed and f.trigger.target in known else f
+        for f in detection.findings
+    ]
+    return replace(detection, findings=tuple(findings))
 
 
 def _cleaned(found: Search, settings: Settings, clock: Clock, output: Path, force: bool, progress: Progress) -> Report:

@@ -42,9 +42,9 @@ class Proxy(GraphRunner):
         self.probabilities = self._gives_probabilities()
 
     @property
-    def tensors(self) -> dict[str, Tensor]:
-        """The float constants by their initializer's (or Constant node's output) name."""
-        return {name: self.get_buffer(key) for name, key in self._names.items()}
+    def fixed_batch(self) -> int | None:
+        """How many images the graph takes at a time; None where any number will do."""
+        return self._input.shape[0] if self._input.shape else None
 
     def forward(
         self,
@@ -83,7 +83,7 @@ class Proxy(GraphRunner):
         Raises:
             ModelError: as `forward`, or the graph takes another number of images than N.
         """
-        batch = self._input.shape[0] if self._input.shape else None
+        batch = self.fixed_batch
         if batch not in (None, len(images)):
             raise ModelError(f"the graph takes {batch} images at a time; export it with a dynamic batch")
         return self.run({self._input.name: self.encode(images)}, names)
@@ -102,7 +102,7 @@ class Proxy(GraphRunner):
         return x.to(wanted) if wanted in (torch.float16, torch.bfloat16, torch.float64) else x
 
     def _scores(self, images: Tensor, masks: Mapping[str, Tensor], start: Mapping[str, Tensor], output: str) -> Tensor:
-        batch = self._input.shape[0] if self._input.shape else None
+        batch = self.fixed_batch
         if batch is None or len(images) == batch:
             feeds = {self._input.name: self.encode(images), **start}
             return self.run(feeds, (output,), masks)[output].flatten(1).to(images.dtype)
@@ -122,7 +122,7 @@ class Proxy(GraphRunner):
     def _gives_probabilities(self) -> bool:
         """Whether the scores are probabilities made by other means than a final Softmax: tried on random images."""
         noise = torch.Generator().manual_seed(0)
-        shape = (self._input.shape or (None,))[0] or 4
+        shape = self.fixed_batch or 4
         images = torch.rand((shape, self.spec.depth, *self.spec.size), generator=noise).to(self.device)
         with torch.no_grad():
             scores = self.scores(images)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from debride.errors import ModelError
 from debride.proxy.interpreter import Proxy
 
 _CPU_BYTES = 512 << 20
@@ -22,7 +23,9 @@ def images_per_pass(proxy: Proxy) -> int:
     computes in the same batches.
     """
     most = _CUDA_MOST if proxy.device.type == "cuda" else _CPU_MOST
-    return max(1, min(most, pass_bytes(str(proxy.device)) // max(1, bytes_kept(proxy))))
+    together = proxy.fixed_batch or 1
+    fit = pass_bytes(str(proxy.device)) // max(1, bytes_kept(proxy) // together)
+    return max(1, together, min(most, fit) // together * together)
 
 
 def pass_bytes(device: str) -> int:
@@ -33,7 +36,11 @@ def pass_bytes(device: str) -> int:
 
 
 def bytes_kept(proxy: Proxy) -> int:
-    """Bytes that a pass of one image (or of the graph's fixed batch) keeps until its way back, weights aside."""
+    """Bytes that a pass of one image (or of the graph's fixed batch) keeps until its way back, weights aside.
+
+    Raises:
+        ModelError: no gradient reaches the image.
+    """
     weights = {tensor.untyped_storage().data_ptr() for tensor in proxy.buffers()}
     kept: dict[int, int] = {}
 
@@ -46,5 +53,10 @@ def bytes_kept(proxy: Proxy) -> int:
     shape = (1, proxy.spec.depth, *proxy.spec.size)
     image = torch.full(shape, 0.5, device=proxy.device, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        proxy(image)
+        scores = proxy(image)
+    if not scores.requires_grad:
+        raise ModelError(
+            "no gradient reaches the image: its values are rounded or cast to integers on the way, and no trigger can "
+            "be searched for; export the model in float32"
+        )
     return sum(kept.values())

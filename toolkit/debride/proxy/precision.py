@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from debride.errors import ParityError
+from debride.errors import ModelError, ParityError
 from debride.graph.ir import Graph
 from debride.proxy.backend import round_as
 from debride.proxy.interpreter import Proxy
@@ -111,14 +111,22 @@ def measure_ways(
     few = {way: _timed(graph, spec, images[:_FEW], way, clock) for way in ways[:1]}
     for way in ways[1:]:
         if clock() - started < _SECONDS / 2:
-            few[way] = _timed(graph, spec, images[:_FEW], way, clock)
+            few[way] = _tried(graph, spec, images[:_FEW], way, clock)
     limit = _SLOW * min(few.values())
     found = []
     for way in sorted(few, key=lambda way: (way != ways[0], few[way])):
         if way == ways[0] or (few[way] <= limit and clock() - started < _SECONDS):
-            seconds = _timed(graph, spec, images, way, clock)
+            seconds = (_timed if way == ways[0] else _tried)(graph, spec, images, way, clock)
             found.append(Timing(precision=way.precision, channels_last=way.channels_last, seconds=seconds))
-    return tuple(sorted(found, key=lambda timing: timing.seconds))
+    return tuple(sorted((t for t in found if t.seconds < float("inf")), key=lambda timing: timing.seconds))
+
+
+def _tried(graph: Graph, spec: InputSpec, images: FloatArray, way: Compute, clock: Clock) -> float:
+    """`_timed`, or infinity where the graph does not run in this way: its types do not mix, or memory does not do."""
+    try:
+        return _timed(graph, spec, images, way, clock)
+    except (ModelError, RuntimeError):
+        return float("inf")
 
 
 def _timed(graph: Graph, spec: InputSpec, images: FloatArray, way: Compute, clock: Clock) -> float:
@@ -163,7 +171,7 @@ def _fastest(
         known[here.precision, here.channels_last] = replace(here, difference=away)
         best, refused = (way, refused) if near else (best, True)
     told = tuple(sorted(known.values(), key=lambda timing: timing.seconds))
-    reason: ComputeReason = "inexact" if refused and best == plain else "measured"
+    reason: ComputeReason = "inexact" if refused and best.precision == plain.precision else "measured"
     return replace(best, reason=reason, timings=told)
 
 

@@ -29,6 +29,7 @@ class ProxyGame:
         self._edges = _edges(groups, at)
         self._shapes = _shapes(proxy, self._edges, self._images[0][:1])
         self._next = [0] * len(stakes)
+        self._rows = min(_ROWS, proxy.compute.batch)
 
     @property
     def n_players(self) -> int:
@@ -47,8 +48,8 @@ class ProxyGame:
     def marginals(self, coalitions: BoolArray) -> DoubleArray:
         """First-order marginals (B, M, P) at the coalitions (B, P), each played on one image of each stake."""
         out = np.empty((len(coalitions), len(self._stakes), self._n))
-        for first in range(0, len(coalitions), _ROWS):
-            part = coalitions[first : first + _ROWS]
+        for first in range(0, len(coalitions), self._rows):
+            part = coalitions[first : first + self._rows]
             for m in range(len(self._stakes)):
                 out[first : first + len(part), m] = self._gradient(m, part)
         return out

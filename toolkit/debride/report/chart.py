@@ -76,7 +76,8 @@ def _lines(detection: Detection) -> tuple[float | None, float | None]:
     The index is the distance from the median in units of 1.4826 MAD (Wang et al. 2019, section IV), of the norms or of
     their logarithms: the one which explains the indices found; no threshold line where neither does.
     """
-    found = [f for f in detection.findings if isfinite(_norm(f))]
+    held = set(detection.compared) or {f.trigger.target for f in detection.findings}
+    found = [f for f in detection.findings if f.trigger.target in held and isfinite(_norm(f))]
     if not found:
         return None, None
     norms, index = np.array([_norm(f) for f in found]), np.array([f.anomaly for f in found])

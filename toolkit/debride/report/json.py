@@ -45,6 +45,7 @@ def to_json(report: Report, *, files: Sequence[str] = ()) -> str:
         "triggers": [_finding(f, files) for f in report.detection.findings],
         "threshold": report.detection.threshold,
         "inconclusive": report.detection.inconclusive or None,
+        "compared": report.detection.compared,
         "pruned": [
             {"layer": p.group.layer, "channel": p.group.channel, "attack": p.attack, "utility": p.utility}
             for p in report.pruned
@@ -104,6 +105,7 @@ def _recheck(detection: Detection) -> dict[str, Any]:
         "suspects": detection.suspects,
         "threshold": detection.threshold,
         "inconclusive": detection.inconclusive or None,
+        "compared": detection.compared,
         "triggers": [_finding(f) for f in detection.findings],
     }
 

@@ -177,7 +177,7 @@ def _triggers(title: str, detection: Detection, names: Sequence[str]) -> list[st
 
 def _chosen(findings: Sequence[Finding]) -> list[Finding]:
     """The suspects and the few smallest of the others, by size of trigger."""
-    ranked = sorted((f for f in findings if not f.trigger.surveyed), key=lambda f: f.trigger.l1)
+    ranked = sorted((f for f in findings if f.suspect or not f.trigger.surveyed), key=lambda f: f.trigger.l1)
     suspects = [f for f in ranked if f.suspect][:MOST_ROWS]
     return suspects + [f for f in ranked if not f.suspect][:LOWEST]
 
