@@ -263,7 +263,7 @@ def test_classes_are_inverted_together_and_those_that_stand_out_get_a_trigger_mo
 
 
 def test_without_triggers_all_classes_are_inverted_once(loaded, pruned, anew):
-    found = run(loaded, replace(pruned), steps=2)
+    found = run(loaded, replace(pruned, triggers={}), steps=2)
     assert anew == [list(range(10))] and found.checked.suspects == (2,)
     assert (found.triggers, found.relearning, found.budget) == ({}, (), 2)
 
@@ -368,14 +368,14 @@ def test_it_is_called_for_where_the_attack_is_left(loaded, pruned, called):
 
 
 def test_it_is_not_where_pruning_left_and_cost_nothing(loaded, planted, called):
-    clean = Cleaned(end=zeroed(loaded, ()), checked=detected(planted, ()))
+    clean = Cleaned(end=zeroed(loaded, ()), checked=detected(planted, ()), triggers={})
     assert asked(loaded, clean) is clean and called == []
     asked(loaded, clean, retrain="always")
     assert called == ["it was asked for"]
 
 
 def test_it_is_where_pruning_cost_utility_alone(loaded, planted, called):
-    clean = Cleaned(end=zeroed(loaded, ()), checked=detected(planted, ()))
+    clean = Cleaned(end=zeroed(loaded, ()), checked=detected(planted, ()), triggers={})
     from debride.types import Round
 
     rounds = [

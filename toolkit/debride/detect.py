@@ -19,8 +19,8 @@ from debride.types import BoolArray, Detection, DoubleArray, Finding, Trigger
 _FEWEST = 5
 """Below so many classes the MAD says next to nothing; then only ratios of norms are compared."""
 _RATIO = 1 / 3
-"""A suspect's norm is at most this share of the median norm. Planted triggers came to 0.06 to 0.19 of it in five models,
-up to three seeds each; a class that nobody had planted one for came to 0.35 in the sample, beside the planted one."""
+"""A suspect's norm is at most this share of the median norm. Planted triggers came to 0.06 to 0.16 of it in five
+models, up to three seeds each; a class without one came to 0.35 in the sample, beside the planted one."""
 _STRONG_RATIO = 0.3
 _STRONG_INDEX = 3.0
 """At this share of the median a lower index is enough: with few images, or in small nets, norms scatter, the MAD grows
