@@ -81,9 +81,7 @@ def compare(loaded: Loaded, trigger: Trigger, options: argparse.Namespace) -> No
     span = span_of(loaded, trigger.target, [trigger])
     stakes = (attack_of(loaded, [trigger], 0, span), utility_of(loaded, loaded.fit, options.seed)[0])
     started = perf_counter()
-    # Each plays a game with no session made yet, and so pays for its own.
-    game = exact_game(loaded, (), stakes)
-    few = valued(loaded, State(), game, stakes, options.seed, evaluations=options.few)
+    few = valued(loaded, State(), stakes, options.seed, evaluations=options.few)
     middle = perf_counter()
     exact, spent = marginals(exact_game(loaded, (), stakes), options.evaluations, options.seed)
     seconds = (middle - started, perf_counter() - middle)

@@ -24,8 +24,9 @@ from debride.mending import Cleaned, given, joined, mended, retrained_or_not, wo
 from debride.retrain.options import RetrainOptions
 from debride.retrain.train import Course
 from debride.retraining import doubts, retrained
-from debride.rounds import State
+from debride.rounds import State, utility_of
 from debride.sanitize import retrain
+from debride.sessions import probabilities
 from debride.settings import Settings
 from debride.specfile import SpecFlags
 from debride.stages import Search
@@ -338,6 +339,38 @@ def test_weights_that_changed_before_any_good_step_are_not(loaded, pruned, made,
     assert kept_or_not(loaded, pruned, rounded, monkeypatch).retraining.reason.startswith("no step made it better")
     # Statistics that were estimated anew are a gain of their own.
     assert kept_or_not(loaded, pruned, replace(rounded, statistics="estimated"), monkeypatch).retraining.kept
+
+
+@pytest.mark.parametrize(
+    ("attacked", "options", "steps"),
+    [
+        (True, {}, 6),
+        (False, {}, 3),
+        # These know of no trigger, so that it says nothing of what they have to learn.
+        (False, {"method": "fine-tune"}, 6),
+    ],
+)
+def test_where_no_trigger_works_any_more_half_the_steps_are_taken(
+    loaded, pruned, made, monkeypatch, attacked, options, steps
+):
+    def never(images):
+        return np.tile(np.eye(10, dtype=np.float32)[0], (len(images), 1))
+
+    asked = []
+    monkeypatch.setattr(mending, "retrained", lambda _, settings, *__, **___: asked.append(settings) or made)
+    start = pruned if attacked else replace(pruned, end=replace(pruned.end, predict=never))
+    mended(loaded, settings(options=options), start, {}, "it had to be", deadline=None, progress=no_progress)
+    assert [s.retraining.steps for s in asked] == [steps]
+
+
+def test_utilities_are_those_of_each_image_over_all_its_variations(loaded):
+    whole = utility_of(loaded, loaded.held_out, 0)[0]
+    found = mending._utilities(loaded, settings(), loaded.predict, constant)
+    assert found.shape == (2, len(loaded.held_out))
+    said = probabilities(loaded.predict(whole.images))[None]
+    shown = np.arange(len(whole)) % len(loaded.held_out)
+    np.testing.assert_allclose(found[0, 1], whole.payoffs(said)[0, shown == 1].mean())
+    assert (found[1] < found[0]).mean() > 0.5
 
 
 # Whether it is called for

@@ -61,6 +61,22 @@ def test_a_span_makes_the_payoff_linear_in_the_log_odds_and_clips_it(odds, payof
     np.testing.assert_allclose(found, [payoff], atol=1e-5)
 
 
+def test_a_thinned_stake_keeps_images_from_end_to_end_with_what_is_wanted_of_them():
+    images = np.linspace(0, 1, 9, dtype=np.float32).reshape(9, 1, 1, 1)
+    stake = Stake(images=images, wanted=np.eye(9, dtype=np.float32), span=(-1.0, 1.0))
+    thin = stake.thinned(3)
+    np.testing.assert_array_equal(thin.images.ravel(), images[[0, 4, 8]].ravel())
+    np.testing.assert_array_equal(thin.wanted.argmax(axis=1), [0, 4, 8])
+    assert thin.span == stake.span and len(stake.thinned(100)) == 9
+
+
+def test_the_payoff_is_the_mean_of_what_its_images_add():
+    stake = Stake(images=np.zeros((2, 1, 1, 1), np.float32), wanted=np.eye(2, dtype=np.float32))
+    scores = np.array([[[0.9, 0.1], [0.6, 0.4]]], np.float32)
+    np.testing.assert_allclose(stake.payoffs(scores), [[0.9, 0.4]], rtol=1e-6)
+    np.testing.assert_allclose(stake.payoff(scores), [0.65], rtol=1e-6)
+
+
 def test_log_odds_are_finite_at_the_ends():
     np.testing.assert_allclose(log_odds(np.array([0.0, 0.5, 1.0])), [-16.118, 0.0, 16.118], atol=1e-3)
 

@@ -7,20 +7,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from debride.detect import LARGEST
 from debride.ending import End, told
 from debride.errors import ReportError
+from debride.evaluate import evaluate
 from debride.loading import Loaded
+from debride.retrain.options import METHODS
 from debride.retraining import Retrained, doubts, retrained
 from debride.rounds import State, utility_of
 from debride.sessions import probabilities
 from debride.settings import Settings
 from debride.triggers import load_trigger
-from debride.types import Detection, Predict, Progress, Retraining, Trigger
+from debride.types import Detection, DoubleArray, Predict, Progress, Retraining, Trigger
 from debride.verdict import compare, forgotten, judged, on_trial, shortfalls, worse
 
 _CHEAP = 0.002
 """Less utility than that is no price of pruning."""
+_LIGHT = 0.5
+"""Share of the steps that are taken where pruning left no attack."""
 _LATE = "the time budget was spent"
 _NOTHING = "no step made it better on images that it did not learn from"
 
@@ -153,6 +159,7 @@ def tried(
 
     Raises as `debride.retraining.retrained`.
     """
+    settings = _enough(loaded, settings, before)
     made = retrained(
         loaded, settings, before.end.proto, before.checked, before.triggers, deadline=deadline, progress=progress
     )
@@ -180,6 +187,17 @@ def tried(
     return Cleaned(end=end, checked=made.checked, triggers=made.triggers, retraining=facts)
 
 
+def _enough(loaded: Loaded, settings: Settings, before: Cleaned) -> Settings:
+    """`settings` with as many steps of retraining as `before` needs: fewer where its triggers work no more."""
+    options, triggers = settings.retraining, on_trial(before.triggers, {})
+    if not METHODS[options.method].stamped or not triggers:
+        return settings
+    left = max(t.excess for t in evaluate(before.end.predict, loaded.fit, triggers).triggers)
+    if left > settings.target_asr:
+        return settings
+    return replace(settings, retraining=replace(options, steps=max(1, round(_LIGHT * options.steps))))
+
+
 def _against(loaded: Loaded, before: Cleaned, made: Retrained) -> str:
     """What speaks against a retrained network whatever its rates; "" where nothing does."""
     if not made.changes or (not made.course.best and made.statistics != "estimated"):
@@ -195,11 +213,13 @@ def _against(loaded: Loaded, before: Cleaned, made: Retrained) -> str:
     return f"a newly inverted trigger stands out in it (class {', '.join(map(str, fresh))})" if fresh else ""
 
 
-def _utilities(loaded: Loaded, settings: Settings, pruned: Predict, retrained: Predict) -> tuple[float, float]:
-    """The utility payoffs of both on varied held-out images."""
+def _utilities(loaded: Loaded, settings: Settings, pruned: Predict, retrained: Predict) -> DoubleArray:
+    """The utility payoffs of both (2, N), the mean over the variations of each held-out image."""
     stake, _ = utility_of(loaded, loaded.held_out, settings.seed)
-    one, other = (float(stake.payoff(probabilities(p(stake.images))[None])[0]) for p in (pruned, retrained))
-    return one, other
+    found = stake.payoffs(np.stack([probabilities(p(stake.images)) for p in (pruned, retrained)]))
+    # Variations follow each other image by image, round after round.
+    size = min(len(loaded.held_out), len(stake))
+    return np.stack([found[:, image::size].mean(axis=1) for image in range(size)], axis=1)
 
 
 def _warned(cleaned: Cleaned, *warnings: str) -> Cleaned:

@@ -30,7 +30,6 @@ from debride.stakes import Stake, attack_stake, log_odds, utility_stake, variati
 from debride.types import (
     Detection,
     DoubleArray,
-    Game,
     Predict,
     Progress,
     Pruned,
@@ -51,6 +50,8 @@ triggers fade before the true one does, but what is left of a spent attack is wo
 _MOST_ROUNDS = 16
 _ATTACK_IMAGES = 120
 _UTILITY_IMAGES = 256
+_VALUED = 128
+"""Images of a stake on which the short list is valued; what is cut is chosen on all of them."""
 EVALUATIONS = 80
 _SHORTLIST = 16
 _PASSES = 20
@@ -258,7 +259,7 @@ def _round(
     if allowed < 1:
         return SPENT if spent else _NO_GROUP
     limits = Limits(utility=floor, groups=allowed, price=_CHEAP if spent else PRICES[-1])
-    values = valued(loaded, state, game, stakes, settings.seed + number)
+    values = valued(loaded, state, stakes, settings.seed + number)
     cuts = propose(values, limits, gone=np.array([*state.gone, *sorted(state.kept)], np.int64))
     rows = coalitions(cuts, players)
     attack = game.payoff(0, rows)
@@ -276,16 +277,17 @@ def _round(
 
 
 def valued(
-    loaded: Loaded, state: State, game: Game, stakes: tuple[Stake, Stake], seed: int, *, evaluations: int = EVALUATIONS
+    loaded: Loaded, state: State, stakes: tuple[Stake, Stake], seed: int, *, evaluations: int = EVALUATIONS
 ) -> ShapleyValues:
-    """Shapley values of all groups on the model as it stands; `game` plays for the same `stakes`."""
+    """Shapley values of all groups on the model as it stands."""
+    attack, utility = stakes
     return hybrid(
-        game,
+        exact_game(loaded, state.gone, (attack.thinned(_VALUED), utility.thinned(_VALUED))),
         screen=ProxyGame(_proxy(loaded, state), loaded.groups, stakes),
         budget=Budget(evaluations=evaluations),
         seed=seed,
-        shortlist=min(_SHORTLIST, game.n_players),
-        top=min(3, game.n_players),
+        shortlist=min(_SHORTLIST, len(loaded.groups)),
+        top=min(3, len(loaded.groups)),
         weight=WEIGHT,
         passes=_PASSES,
         low=PRESENT,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -43,13 +43,22 @@ class Stake:
     def __len__(self) -> int:
         return len(self.images)
 
+    def thinned(self, size: int) -> Stake:
+        """The same with at most `size` of its images, evenly spaced."""
+        rows = np.unique(np.linspace(0, len(self) - 1, min(size, len(self))).round().astype(np.int64))
+        return replace(self, images=self.images[rows], wanted=self.wanted[rows])
+
     def payoff(self, probabilities: FloatArray) -> DoubleArray:
         """The payoff, float64 (B,), from probabilities (B, N, K)."""
+        return np.asarray(self.payoffs(probabilities).mean(axis=1))
+
+    def payoffs(self, probabilities: FloatArray) -> DoubleArray:
+        """What each image adds to the payoff, float64 (B, N), from probabilities (B, N, K)."""
         overlap = np.minimum(probabilities, self.wanted).sum(axis=2, dtype=np.float64)
-        if self.span:
-            low, high = self.span
-            overlap = np.clip((log_odds(overlap) - low) / (high - low), 0.0, 1.0)
-        return np.asarray(overlap.mean(axis=1))
+        if not self.span:
+            return np.asarray(overlap)
+        low, high = self.span
+        return np.clip((log_odds(overlap) - low) / (high - low), 0.0, 1.0)
 
 
 def log_odds(chances: DoubleArray) -> DoubleArray:

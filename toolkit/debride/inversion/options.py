@@ -30,5 +30,5 @@ class InversionOptions:
     patience: int = 40
     gain: float = 0.01
     most_classes: int = 64
-    sample: int = 32
+    sample: int = 128
     shortlist: int = 16

@@ -49,11 +49,12 @@ class RetrainOptions:
     """`method` by name, at most `steps` updates with `images` clean images each, at `rate` (Adam's, at its highest).
 
     `statistics` says whether the running mean and variance of batch normalisation are kept or, before the first step,
-    estimated on the clean images. A retraining of several rounds takes so many steps in each.
+    estimated on the clean images. A retraining of several rounds takes so many steps in each, and half of them where no
+    trigger works any more before the first: there is then little to unlearn.
     """
 
     method: MethodName = "unlearn"
-    steps: int = 300
+    steps: int = 400
     images: int = 64
     rate: float = 7e-4
     statistics: StatisticsChoice = "keep"
