@@ -24,9 +24,8 @@ from debride.mending import Cleaned, given, joined, mended, retrained_or_not, wo
 from debride.retrain.options import RetrainOptions
 from debride.retrain.train import Course
 from debride.retraining import doubts, retrained
-from debride.rounds import State, utility_of
+from debride.rounds import State
 from debride.sanitize import retrain
-from debride.sessions import probabilities
 from debride.settings import Settings
 from debride.specfile import SpecFlags
 from debride.stages import Search
@@ -361,16 +360,6 @@ def test_where_no_trigger_works_any_more_half_the_steps_are_taken(
     start = pruned if attacked else replace(pruned, end=replace(pruned.end, predict=never))
     mended(loaded, settings(options=options), start, {}, "it had to be", deadline=None, progress=no_progress)
     assert [s.retraining.steps for s in asked] == [steps]
-
-
-def test_utilities_are_those_of_each_image_over_all_its_variations(loaded):
-    whole = utility_of(loaded, loaded.held_out, 0)[0]
-    found = mending._utilities(loaded, settings(), loaded.predict, constant)
-    assert found.shape == (2, len(loaded.held_out))
-    said = probabilities(loaded.predict(whole.images))[None]
-    shown = np.arange(len(whole)) % len(loaded.held_out)
-    np.testing.assert_allclose(found[0, 1], whole.payoffs(said)[0, shown == 1].mean())
-    assert (found[1] < found[0]).mean() > 0.5
 
 
 # Whether it is called for

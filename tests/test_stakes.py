@@ -70,13 +70,6 @@ def test_a_thinned_stake_keeps_images_from_end_to_end_with_what_is_wanted_of_the
     assert thin.span == stake.span and len(stake.thinned(100)) == 9
 
 
-def test_the_payoff_is_the_mean_of_what_its_images_add():
-    stake = Stake(images=np.zeros((2, 1, 1, 1), np.float32), wanted=np.eye(2, dtype=np.float32))
-    scores = np.array([[[0.9, 0.1], [0.6, 0.4]]], np.float32)
-    np.testing.assert_allclose(stake.payoffs(scores), [[0.9, 0.4]], rtol=1e-6)
-    np.testing.assert_allclose(stake.payoff(scores), [0.65], rtol=1e-6)
-
-
 def test_log_odds_are_finite_at_the_ends():
     np.testing.assert_allclose(log_odds(np.array([0.0, 0.5, 1.0])), [-16.118, 0.0, 16.118], atol=1e-3)
 

@@ -101,8 +101,7 @@ def test_every_trigger_is_tried_as_found_and_opaque_on_both_models():
 
 
 def judged_worse(pruned, retrained, utilities=(0.8, 0.8), delivered=None):
-    each = np.repeat(np.array(utilities)[:, None], 200, axis=1) if np.ndim(utilities) == 1 else utilities
-    return worse(Settings(), delivered or told(190, sent=40), pruned, retrained, each)
+    return worse(Settings(), delivered or told(190, sent=40), pruned, retrained, utilities)
 
 
 def test_less_attack_is_not_worse_and_more_is():
@@ -115,23 +114,15 @@ def test_less_attack_is_not_worse_and_more_is():
 def test_within_the_goal_only_utility_counts():
     # Attack success of 5 and 0 % are both within; so is a loss of one image in 200.
     assert judged_worse(told(190, sent=0), told(189, sent=2), (0.8, 0.81)) == ""
-    said = judged_worse(told(189, sent=2), told(190, sent=0), (0.8, 0.79))
-    assert said == "both reach the goal, and its utility on held-out images is 0.790 against 0.800"
-    assert judged_worse(told(190), told(190), (0.8, 0.8)) == ""
-
-
-def test_a_utility_that_is_lower_within_its_error_is_the_same():
-    few, spread = np.full((2, 30), 0.8), np.tile([0.7, 0.9], 15)
-    few[1] = spread - 0.015  # the error of the mean is 0.0186
-    assert judged_worse(told(190), told(190), few) == ""
-    few[1] = spread - 0.02
-    assert judged_worse(told(190), told(190), few).startswith("both reach the goal, and its utility")
-    assert judged_worse(told(190), told(190), np.array([[0.8], [0.79]])) != ""  # of one image there is no error
+    said = judged_worse(told(189, sent=2), told(190, sent=0), (0.8, 0.77))
+    assert said == "both reach the goal, and its utility on held-out images is 0.770 against 0.800"
+    # Utility may fall by the budget of 0.02.
+    assert judged_worse(told(190), told(190), (0.8, 0.785)) == ""
 
 
 def test_equally_far_from_the_goal_utility_counts_and_nobody_says_that_it_was_reached():
-    said = judged_worse(told(190, sent=20), told(190, sent=20), (0.8, 0.79))
-    assert said == "it is no nearer to the goal, and its utility on held-out images is 0.790 against 0.800"
+    said = judged_worse(told(190, sent=20), told(190, sent=20), (0.8, 0.77))
+    assert said == "it is no nearer to the goal, and its utility on held-out images is 0.770 against 0.800"
 
 
 def test_a_closer_one_may_cost_utility():

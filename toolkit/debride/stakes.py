@@ -50,15 +50,11 @@ class Stake:
 
     def payoff(self, probabilities: FloatArray) -> DoubleArray:
         """The payoff, float64 (B,), from probabilities (B, N, K)."""
-        return np.asarray(self.payoffs(probabilities).mean(axis=1))
-
-    def payoffs(self, probabilities: FloatArray) -> DoubleArray:
-        """What each image adds to the payoff, float64 (B, N), from probabilities (B, N, K)."""
         overlap = np.minimum(probabilities, self.wanted).sum(axis=2, dtype=np.float64)
-        if not self.span:
-            return np.asarray(overlap)
-        low, high = self.span
-        return np.clip((log_odds(overlap) - low) / (high - low), 0.0, 1.0)
+        if self.span:
+            low, high = self.span
+            overlap = np.clip((log_odds(overlap) - low) / (high - low), 0.0, 1.0)
+        return np.asarray(overlap.mean(axis=1))
 
 
 def log_odds(chances: DoubleArray) -> DoubleArray:

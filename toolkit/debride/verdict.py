@@ -6,14 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-import numpy as np
-
 from debride.evaluate import evaluate
 from debride.loading import Loaded
 from debride.settings import Settings
 from debride.stakes import STRENGTHS
 from debride.triggers import opaque
-from debride.types import Detection, DoubleArray, Evaluation, Predict, Rate, Trigger, TriggerEvaluation
+from debride.types import Detection, Evaluation, Predict, Rate, Trigger, TriggerEvaluation
 
 _EQUAL = 1e-9
 """Sums of rates that differ by less are the same, rounded otherwise."""
@@ -74,15 +72,15 @@ def shortfalls(settings: Settings, before: Evaluation, after: Evaluation, checke
 
 
 def worse(
-    settings: Settings, delivered: Evaluation, pruned: Evaluation, retrained: Evaluation, utilities: DoubleArray
+    settings: Settings, delivered: Evaluation, pruned: Evaluation, retrained: Evaluation, utilities: tuple[float, float]
 ) -> str:
     """Why the retrained network is worse on held-out images than the pruned one; "" where it is not.
 
     First counts by how much attack and loss of accuracy are over target, as in `shortfalls`, and that less attack was
-    not bought with more accuracy; then `utilities` (2, N), the utility payoffs (`debride.stakes.utility_stake`) of both
-    on variations of each held-out image: of few images a rate tells too little. A utility that is lower by less than
-    its standard error is taken for the same: four retrained networks of one WideResNet were 0.003 to 0.011 below the
-    pruned ones, and better on 4,000 images by up to 0.8 points, with a third to a half of the attack's rest gone.
+    not bought with more accuracy; then the utility payoff (`debride.stakes.utility_stake`) of both on varied held-out
+    images: of few images a rate tells too little. What it may fall by is the budget: a network that is less sure of the
+    target is lower in it. Five retrained networks of a WideResNet were 0.003 to 0.012 below the pruned ones, and better
+    on 4,000 images by 0 to 0.8 points, with a third to a half of the attack's rest gone.
     """
     three = (delivered, pruned, retrained)
     attacks = [max((e for _, e in _excesses(found, *three)), default=0.0) for found in (pruned, retrained)]
@@ -98,18 +96,12 @@ def worse(
             f"on held-out images it is further from the goal: attack success {retrained.worst_asr:.1%} against "
             f"{pruned.worst_asr:.1%}, {retrained.kind} {retrained.clean.value:.1%} against {pruned.clean.value:.1%}"
         )
-    kept, now = (float(mean) for mean in utilities.mean(axis=1))
-    told = f"its utility on held-out images is {now:.3f} against {kept:.3f}"
-    if now < _RUINED * kept:
-        return f"it is ruined: {told}"
-    if equal and now < kept - _standard_error(utilities[1] - utilities[0]) - _EQUAL:
-        return f"{'both reach the goal' if over[1] <= _EQUAL else 'it is no nearer to the goal'}, and {told}"
+    if utilities[1] < _RUINED * utilities[0]:
+        return f"it is ruined: its utility on held-out images is {utilities[1]:.3f} against {utilities[0]:.3f}"
+    if equal and utilities[1] < utilities[0] - settings.utility_budget:
+        both = "both reach the goal" if over[1] <= _EQUAL else "it is no nearer to the goal"
+        return f"{both}, and its utility on held-out images is {utilities[1]:.3f} against {utilities[0]:.3f}"
     return ""
-
-
-def _standard_error(values: DoubleArray) -> float:
-    """That of the mean of values (N,); 0 of a single one."""
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def _excesses(found: Evaluation, *others: Evaluation) -> list[tuple[TriggerEvaluation, float]]:
