@@ -18,8 +18,9 @@ _MIXED = 0.5
 _VALUES = 64 * 3 * 64 * 64
 """Pixels of the clean images in one part of a batch."""
 _STAMPED = 0.5
-"""Stamped images as a share of the clean ones, at most. Three retrainings of nets of two convolutions, 400 steps each, lost
-1.02 points on average and left 1.52 % of the attack by these; 1.29 and 1.68 % by half as many, 1.12 and 1.46 % by twice."""
+"""Stamped images as a share of the clean ones, at most. Three retrainings of nets of two convolutions, 400 steps each,
+lost 1.02 points on average and left 1.52 % of the attack by these; 1.29 and 1.68 % by half as many, 1.12 and 1.46 % by
+twice."""
 _LEAST = 1e-6
 """Added to what is wanted of a stamped image, so that something is left once the target is taken out."""
 
