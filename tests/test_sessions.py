@@ -230,6 +230,7 @@ def test_what_a_run_left_where_it_computes_goes_into_others_there(monkeypatch, h
         assert made.keys() == {"y", "s"} and made["y"].shape == (last - first, 5)
         for name, tensor in made.items():
             np.testing.assert_array_equal(np.asarray(tensor), plain[name][first:last])
+        np.testing.assert_array_equal(np.asarray(made["y"][1:]), plain["y"][first + 1 : last])
         again = session.bound({"x": kept, "z": made["s"][:1]}, ["s"])["s"]
         np.testing.assert_allclose(np.asarray(again), plain["y"] + plain["s"][first], rtol=1e-6)
 
@@ -248,6 +249,12 @@ def test_a_bound_run_that_fails_is_an_error_that_names_the_file(monkeypatch):
     monkeypatch.setattr(Session, "_binds", True)
     with pytest.raises(ModelError, match=r"m\.onnx: onnxruntime could not run"):
         Session(product(), ONE, "m.onnx").bound({"x": np.zeros((2, 3), np.float32)}, ["y"])
+
+
+def test_an_array_that_cannot_be_taken_there_is_an_error_that_names_the_file(monkeypatch):
+    monkeypatch.setattr(Session, "_binds", True)
+    with pytest.raises(ModelError, match=r"m\.onnx: onnxruntime could not run"):
+        Session(product(), ONE, "m.onnx").held(np.array([object()]))
 
 
 def test_a_provider_that_is_not_there_is_an_error_that_lists_those_that_are(monkeypatch):

@@ -33,8 +33,10 @@ class Resident:
         return replace(self, shape=(last - first, *self.shape[1:]), address=self.address + first * stride)
 
     def __array__(self, dtype: np.dtype[Any] | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        """A copy of all that its owner holds."""
-        return np.asarray(self.owner.numpy(), dtype)
+        """A copy of its entries."""
+        first = (self.address - self.owner.data_ptr()) // self.dtype.itemsize
+        held = self.owner.numpy().reshape(-1)[first : first + math.prod(self.shape)]
+        return np.asarray(held.reshape(self.shape), dtype)
 
 
 Held = npt.NDArray[Any] | Resident

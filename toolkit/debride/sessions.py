@@ -145,11 +145,13 @@ class Session:
         return self.place[0] != "cpu"
 
     def held(self, value: Held) -> Held:
-        """`value` where the session computes; an array is taken there."""
+        """`value` where the session computes; an array is taken there. Raises `ModelError` where that fails."""
         if isinstance(value, Resident) or not self._binds:
             return value
-        array = np.ascontiguousarray(value)
-        return _resident(ort.OrtValue.ortvalue_from_numpy(array, *self.place))
+        try:
+            return _resident(ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value), *self.place))
+        except Exception as error:
+            raise self._failed(error) from error
 
     def bound(self, feeds: Mapping[str, Held], outputs: Sequence[str]) -> dict[str, Held]:
         """The tensors `outputs` by name, left where the session computes; arrays among `feeds` are taken there.
