@@ -242,6 +242,8 @@ def test_what_links_pass_on_never_leaves_a_gpu(model, groups, stakes, monkeypatc
         (("cpu", 0), 0, 64),
         (("cpu", 0), 1 << 20, 64),
         (("cpu", 0), 1 << 13, 512),
+        (("cpu", 0), 1 << 25, 15),
+        (("cpu", 0), 1 << 40, 1),
         (("cuda", 1), 0, 64),
         (("cuda", 1), 1 << 20, 1000 - 1000 % 64),
         (("cuda", 1), 1 << 25, 31),
@@ -250,7 +252,7 @@ def test_what_links_pass_on_never_leaves_a_gpu(model, groups, stakes, monkeypatc
     ],
 )
 def test_images_in_a_run_follow_from_shapes_and_memory_alone(monkeypatch, place, image_bytes, wanted):
-    monkeypatch.setattr(portions, "pass_bytes", lambda device: {"cuda:1": 1000 << 20}[device])
+    monkeypatch.setattr(portions, "pass_bytes", lambda device: {"cuda:1": 1000 << 20, "cpu": 500 << 20}[device])
     assert portions.images_at_once(place, image_bytes) == wanted
 
 

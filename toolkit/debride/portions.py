@@ -25,6 +25,6 @@ def images_at_once(place: tuple[str, int], image_bytes: int) -> int:
     if not image_bytes:
         return ON_CPU
     if kind == "cpu":
-        return max(ON_CPU, _CACHED // image_bytes)
+        return max(1, min(pass_bytes(kind) // image_bytes, max(ON_CPU, _CACHED // image_bytes)))
     most = max(1, min(_ON_GPU, pass_bytes(f"{kind}:{number}") // image_bytes))
     return most - most % ON_CPU if most > ON_CPU else most  # portions of a tensor then begin where a GPU likes it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import warnings
@@ -52,6 +53,8 @@ _DTYPES = {
 }
 _EXTERNAL = "session.model_external_initializers_file_folder_path"
 _SUM_TOLERANCE = 1e-3
+_IMAGES, _IMAGE_VALUES = 256, 4 << 20
+"""The most images that are scored in one run, and values of them: what a graph makes of them takes many times that."""
 _T = TypeVar("_T")
 
 
@@ -371,16 +374,17 @@ def _line(error: Exception | None) -> str:
     return " ".join(str(error).split())[:500]
 
 
-def predictor(session: Session, spec: InputSpec, *, batch: int = 256) -> Predict:
+def predictor(session: Session, spec: InputSpec, *, batch: int | None = None) -> Predict:
     """Images (N, C, H, W) float32 in 0..1 -> class scores float32 (N, K), as the graph gives them.
 
-    Runs in batches of `batch`, or of the model's own size where that is fixed (the last one padded with repeats).
+    Runs in batches of the model's own size where that is fixed (the last one padded with repeats), else of `batch`, or
+    of 256 small images and fewer large ones.
     Raises `ImagesError` where images do not fit `spec`, `ModelError` where the output is no score (N, K >= 2).
     """
     entry = session.input_named(spec.name)
     output = spec.output or session.outputs[0].name
     fixed = entry.shape[0] if entry.shape else None
-    step = fixed or batch
+    step = fixed or batch or min(_IMAGES, max(1, _IMAGE_VALUES // (spec.depth * math.prod(spec.size))))
 
     def predict(images: FloatArray) -> FloatArray:
         parts = []

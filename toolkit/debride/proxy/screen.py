@@ -65,7 +65,7 @@ class ProxyGame:
         return np.asarray(found.double().cpu().numpy())
 
     def _mean(self, m: int, mask: Tensor) -> float:
-        rows = torch.split(torch.arange(len(self._stakes[m]), device=self._proxy.device), _ROWS)
+        rows = torch.split(torch.arange(len(self._stakes[m]), device=self._proxy.device), self._rows)
         return float(torch.cat([self._overlap(m, part, mask) for part in rows]).double().mean())
 
     def _overlap(self, m: int, rows: Tensor, mask: Tensor) -> Tensor:

@@ -30,7 +30,6 @@ _WARM = 20
 """Steps until the rate is at its highest: at once, Adam's first steps throw the network to and fro."""
 _STRENGTH = 5.0
 """How much opaquer than found the trigger is taught: as whoever plants one would stamp it."""
-_AT_ONCE = 32
 _TAUGHT = Method(stamped=1.0)
 
 
@@ -124,7 +123,8 @@ def _taught(
 
 def _reached(network: Network, images: FloatArray, target: int) -> IntArray:
     """The rows of `images` that go to `target`."""
-    parts = [network.place(images[i : i + _AT_ONCE]) for i in range(0, len(images), _AT_ONCE)]
+    step = network.proxy.compute.batch
+    parts = [network.place(images[i : i + step]) for i in range(0, len(images), step)]
     with torch.no_grad():
         found = [(network.logits(part).argmax(1) == target).cpu().numpy() for part in parts]
     return np.flatnonzero(np.concatenate(found)) if found else np.zeros(0, np.int64)

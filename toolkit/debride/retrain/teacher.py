@@ -17,7 +17,6 @@ from debride.retrain.options import METHODS, RetrainOptions
 from debride.retrain.train import Course, train
 from debride.types import Compute, FloatArray, InputSpec, Progress, Samples, Trigger, no_progress
 
-_AT_ONCE = 64
 _WATCHED = 256
 """Variations of held-out images that tell which of ten steps is the best: so little is chosen on them, and no more."""
 
@@ -47,8 +46,8 @@ class Teacher:
 
         They come from the proxy's logits, as what is taught does: a graph may end in something else than a softmax.
         """
-        at = self._proxy.device
-        parts = [torch.from_numpy(images[i : i + _AT_ONCE].copy()).to(at) for i in range(0, len(images), _AT_ONCE)]
+        at, step = self._proxy.device, self._proxy.compute.batch
+        parts = [torch.from_numpy(images[i : i + step].copy()).to(at) for i in range(0, len(images), step)]
         with torch.no_grad():
             found = torch.cat([self._proxy(part) for part in parts]).float().softmax(1)
         return np.asarray(found.cpu().numpy(), np.float32)
