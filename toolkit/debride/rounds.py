@@ -51,12 +51,15 @@ _MOST_ROUNDS = 16
 _ATTACK_IMAGES = 120
 _UTILITY_IMAGES = 256
 _VALUED = 128
-"""Images of a stake on which the short list is valued; what is cut is chosen on all of them."""
+"""Images of a stake on which the short list is valued; what is cut is chosen on all of them. The cuts were those by all of
+them in five of six runs on five models. Of large images all three are fewer: at most what four passes of the proxy
+hold for utility, and two for the others."""
+_COALITIONS = 64
 EVALUATIONS = 80
 _SHORTLIST = 16
 _PASSES = 20
-"""Of 64 coalitions each. All eight that were best by 100 passes were among the 16 best by 20, in a whole WideResNet and
-in one with two cuts, with two seeds each; by 10, seven were once."""
+"""Of `_COALITIONS` each, or as many as one pass holds. All eight that were best by 100 passes were among the 16 best by
+20, in a whole WideResNet and in one with two cuts, with two seeds each; by 10, seven were once."""
 WEIGHT = 0.5
 """Of utility against attack in the score that makes the short list."""
 PRESENT = 0.95
@@ -181,12 +184,13 @@ def attack_of(
     loaded: Loaded, triggers: Sequence[Trigger], number: int, span: tuple[float, float] | None = None
 ) -> Stake:
     """What round `number` attacks with: the latest of `triggers` on images to fit to."""
-    return attack_stake(loaded.fit, triggers[-_TRIGGERS:], loaded.n_classes, _ATTACK_IMAGES, number, span)
+    size = min(_ATTACK_IMAGES, 2 * loaded.compute.batch)
+    return attack_stake(loaded.fit, triggers[-_TRIGGERS:], loaded.n_classes, size, number, span)
 
 
 def utility_of(loaded: Loaded, samples: Samples, seed: int) -> tuple[Stake, float]:
     """The utility on varied `samples` (cuts are held to that of `loaded.fit`), and the delivered model's payoff."""
-    varied = variations(samples, _UTILITY_IMAGES, seed)
+    varied = variations(samples, min(_UTILITY_IMAGES, 4 * loaded.compute.batch), seed)
     delivered = probabilities(loaded.predict(varied.images))
     stake = utility_stake(varied, delivered)
     return stake, float(stake.payoff(delivered[None])[0])
@@ -280,9 +284,9 @@ def valued(
     loaded: Loaded, state: State, stakes: tuple[Stake, Stake], seed: int, *, evaluations: int = EVALUATIONS
 ) -> ShapleyValues:
     """Shapley values of all groups on the model as it stands."""
-    attack, utility = stakes
+    attack, utility = (stake.thinned(min(_VALUED, 2 * loaded.compute.batch)) for stake in stakes)
     return hybrid(
-        exact_game(loaded, state.gone, (attack.thinned(_VALUED), utility.thinned(_VALUED))),
+        exact_game(loaded, state.gone, (attack, utility)),
         screen=ProxyGame(_proxy(loaded, state), loaded.groups, stakes),
         budget=Budget(evaluations=evaluations),
         seed=seed,
@@ -290,6 +294,7 @@ def valued(
         top=min(3, len(loaded.groups)),
         weight=WEIGHT,
         passes=_PASSES,
+        images=min(_COALITIONS, loaded.compute.batch),
         low=PRESENT,
         batch=evaluations,
     )
