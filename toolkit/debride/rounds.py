@@ -51,9 +51,9 @@ _MOST_ROUNDS = 16
 _ATTACK_IMAGES = 120
 _UTILITY_IMAGES = 256
 _VALUED = 128
-"""Images of a stake on which the short list is valued; what is cut is chosen on all of them. The cuts were those by all of
-them in five of six runs on five models. Of large images all three are fewer: at most what four passes of the proxy
-hold for utility, and two for the others."""
+"""Images of a stake on which the short list is valued; what is cut is chosen on all of them. The cuts were those by
+all of them in six of seven runs on five models. Of large images all three are fewer: at most what four passes of the
+proxy hold for utility, and two for the others."""
 _COALITIONS = 64
 EVALUATIONS = 80
 _SHORTLIST = 16
