@@ -34,7 +34,8 @@ from debride.retrain.relearn import relearn
 from debride.retrain.teacher import Teacher
 from debride.rounds import State, clean_all
 from debride.settings import Settings
-from debride.stages import Clock, more_triggers, search, source_of
+from debride.stages import Clock, more_triggers, searched, source_of
+from debride.stages import prepared as prepared_model
 from debride.types import Rate, Relearning, Samples, Trigger, no_progress
 from vendor import manifest, parser
 
@@ -119,7 +120,7 @@ def prepared(name: str, entry: Mapping[str, Any], seed: int, per_class: int, opt
     settings = Settings(per_class=per_class, seed=seed, threads=options.threads)
     clock, state = Clock(), State()
     with source_of(vendor / entry["file"], images, settings, no_progress, clock) as source:
-        found = search(source, images, settings, no_progress, clock)
+        found = searched(prepared_model(source, images, settings, no_progress, clock), settings, no_progress, clock)
     loaded, known = found.loaded, more_triggers(found, settings, no_progress, clock)
     if not known:
         raise LookupError(found.detection.inconclusive or "no class is suspected")

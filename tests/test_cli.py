@@ -27,6 +27,7 @@ from debride.conversion.source import facts_of
 from debride.errors import ParityError, UsageError
 from debride.specfile import METADATA_KEY, to_json
 from debride.types import (
+    WHOLE,
     ConvertOptions,
     Detection,
     Evaluation,
@@ -544,6 +545,18 @@ def test_a_long_stage_tells_its_share_and_the_time_left_every_half_minute():
         "search: 4%, about 16 min left, 9 triggers",
         "search: 25%, about 4 min left, 9 triggers",
         "search: 100.0 s, 9 triggers",
+    ]
+
+
+def test_a_line_tells_how_far_the_whole_run_is_where_that_is_known():
+    shown, times = StringIO(), iter([0, 10, 10, 40, 40, 80, 80])
+    lines = Lines(Console(file=shown), lambda: next(times))
+    for done in (0, 10, 20):
+        lines(WHOLE, done, 100)
+        lines("search", done, 20)
+    assert shown.getvalue().splitlines() == [
+        "search: 50%, about 40 s left (in all: 10%, 4 min)",
+        "search: 80.0 s",
     ]
 
 

@@ -333,7 +333,8 @@ def found(loaded, monkeypatch, *suspects):
     triggers = [Trigger(target=k, mask=blank, pattern=blank, l1=9.0, success=Rate(9, 10)) for k in range(10)]
     findings = tuple(Finding(trigger=t, anomaly=0.0, suspect=t.target in suspects, reason="") for t in triggers)
     detection = Detection(findings=findings, threshold=2.0)
-    monkeypatch.setattr(debride.sanitize, "search", lambda *_: Search(loaded=loaded, detection=detection))
+    monkeypatch.setattr(debride.sanitize, "prepared", lambda *_: loaded)
+    monkeypatch.setattr(debride.sanitize, "searched", lambda *_: Search(loaded=loaded, detection=detection))
     monkeypatch.setattr(debride.sanitize, "more_triggers", lambda *_: {k: (triggers[k],) for k in suspects})
     return detection
 

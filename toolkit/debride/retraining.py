@@ -17,6 +17,7 @@ from debride.graph.trained import changes, check_trained, working_written, writt
 from debride.graph.weights import statistics
 from debride.loading import Loaded
 from debride.proxy.interpreter import Proxy
+from debride.retrain.draws import STAMPED
 from debride.retrain.network import Network
 from debride.retrain.norms import estimate
 from debride.retrain.options import METHODS
@@ -43,6 +44,11 @@ _ROUNDS = 3
 """How often at most the suspects are inverted anew and their new triggers unlearnt too."""
 _SEEDS = 50_000
 """Apart from the seeds of the inversions between cuts."""
+LIGHT = 0.5
+"""Share of the steps that are taken where pruning left no attack. A WideResNet lost 0.02 points and left 1.2 % by 200
+steps, 0.2 and 1.1 % by 300; a VGG 0.3 and 0.4 % by 200, 0.3 and 0.3 % by 400."""
+_WITH_WEIGHTS = 2.0
+"""What a pass takes that gives the weights' gradients too, with the teacher's answer and what follows."""
 _CONTRADICTED = 0.25
 _DOUBTED = 0.5
 
@@ -160,6 +166,13 @@ def retrained(
         triggers=found,
         relearning=() if late else _relearnt(loaded, settings, network, teacher.answers, found, progress),
     )
+
+
+def expected_passes(loaded: Loaded, settings: Settings, *, light: bool) -> float:
+    """What a retraining takes, in image passes of the search, for an estimate of the time."""
+    options = settings.retraining
+    images = min(options.images, loaded.compute.batch)
+    return _WITH_WEIGHTS * (LIGHT if light else 1.0) * options.steps * images * (1 + STAMPED)
 
 
 def _attacked(

@@ -11,6 +11,7 @@ from debride.ending import End, slimmed, write, write_unchanged, zeroed
 from debride.graph.write import check_free
 from debride.loading import Loaded
 from debride.mending import Cleaned, given, joined, mended, retrained_or_not, working
+from debride.overall import Overall, cleaning, scanning
 from debride.retraining import doubts
 from debride.rounds import SPENT, State, clean_all
 from debride.settings import Settings
@@ -21,7 +22,6 @@ from debride.stages import (
     more_triggers,
     prepared,
     report,
-    search,
     searched,
     source_of,
     worst_first,
@@ -42,8 +42,9 @@ def scan(model: Path, images: Path, *, settings: Settings, progress: Progress = 
     """
     clock = Clock()
     with source_of(model, images, settings, progress, clock) as source:
-        found = search(source, images, settings, progress, clock)
-    loaded, detection = found.loaded, found.detection
+        loaded = prepared(source, images, settings, progress, clock)
+        told = Overall(progress, scanning(loaded, settings))
+        detection = searched(loaded, settings, told, clock).detection
     verdict: Verdict = "backdoored" if detection.suspects else "inconclusive" if detection.inconclusive else "clean"
     before = judged(loaded, loaded.predict, worst_first(detection))
     return report(
@@ -68,10 +69,12 @@ def sanitize(
     check_free(output, force)
     clock = Clock()
     with source_of(model, images, settings, progress, clock) as source:
-        found = search(source, images, settings, progress, clock)
+        loaded = prepared(source, images, settings, progress, clock)
+        told = Overall(progress, {**scanning(loaded, settings), **cleaning(loaded, settings, pruning=True)})
+        found = searched(loaded, settings, told, clock)
         if not found.detection.suspects:
             return _unchanged(found, settings, clock, output, force)
-        return _cleaned(found, settings, clock, output, force, progress)
+        return _cleaned(found, settings, clock, output, force, told)
 
 
 def retrain(
@@ -96,17 +99,18 @@ def retrain(
         loaded = prepared(source, images, settings, progress, clock)
         # What is refused is refused before the search.
         known, warnings = given(loaded, triggers), doubts(loaded, settings)
-        found = searched(loaded, settings, progress, clock)
+        told = Overall(progress, {**scanning(loaded, settings), **cleaning(loaded, settings, pruning=False)})
+        found = searched(loaded, settings, told, clock)
         detection = with_suspects(_filled(found.detection, known), working(loaded, settings, known), _GIVEN)
         if not detection.suspects and detection.inconclusive:
             return replace(_unchanged(found, settings, clock, output, force), command="retrain")
         end = End(proto=loaded.model.proto, predict=loaded.predict)
-        suspected = more_triggers(found, settings, progress, clock)
+        suspected = more_triggers(found, settings, told, clock)
         whole = Cleaned(end=end, checked=found.detection, triggers=joined(known, suspected))
         with clock.stage("retraining"):
             deadline = clock.deadline(settings)
-            cleaned = mended(loaded, settings, whole, {}, "it was asked for", deadline=deadline, progress=progress)
-        before, after, missed = _verified(loaded, settings, cleaned, {}, clock, progress)
+            cleaned = mended(loaded, settings, whole, {}, "it was asked for", deadline=deadline, progress=told)
+        before, after, missed = _verified(loaded, settings, cleaned, {}, clock, told)
         kept = cleaned.retraining is not None and cleaned.retraining.kept
         with clock.stage("writing"):
             facts = write(loaded, cleaned.end, output, force) if kept else write_unchanged(loaded, output, force)

@@ -91,11 +91,6 @@ def source_of(model: Path, images: Path, settings: Settings, progress: Progress,
         yield source
 
 
-def search(source: Source, images: Path, settings: Settings, progress: Progress, clock: Clock) -> Search:
-    """`prepared`, then `searched`."""
-    return searched(prepared(source, images, settings, progress, clock), settings, progress, clock)
-
-
 def prepared(source: Source, images: Path, settings: Settings, progress: Progress, clock: Clock) -> Loaded:
     """The model and the images loaded, and torch told of the threads."""
     configure(settings.threads)
@@ -118,6 +113,11 @@ def searched(loaded: Loaded, settings: Settings, progress: Progress, clock: Cloc
         best = [made.triggers[c][0] if c in made.triggers else surveyed_trigger(c, shape) for c in every]
         detection = detect(best, transfer=options.transfer, compared=made.compared)
     return Search(loaded=loaded, detection=detection)
+
+
+def passes_of_suspect(settings: Settings) -> int:
+    """Image passes of the further triggers of one suspect."""
+    return _MORE * settings.inversion.steps * settings.inversion.images
 
 
 def more_triggers(

@@ -10,6 +10,7 @@ from .types_compute import Compute, ComputeReason, Meter, Precision, PrecisionCh
 from .types_convert import Agreement, Conversion, Converted, ConvertOptions, Reference
 from .types_cut import ChannelGroup, DifferentiableGame, Game, Pruned, Refused, Round, ShapleyValues, Slice
 from .types_find import (
+    WHOLE,
     Detection,
     Evaluation,
     Finding,
@@ -37,6 +38,7 @@ from .types_report import Cost, FileFacts, Report, Slimming, Verdict
 from .types_retrain import LabelSource, Relearning, Retraining, Statistics, WeightChange
 
 __all__ = [
+    "WHOLE",
     "Agreement",
     "BoolArray",
     "ChannelGroup",

@@ -10,6 +10,9 @@ import numpy as np
 
 from .types_input import BoolArray, FloatArray, IntArray, frozen_array
 
+WHOLE = "in all"
+"""The stage as which a whole run is told, where it is."""
+
 
 class Progress(Protocol):
     """Told by a stage how far it is: `done` of `total` steps of `stage`, and a short remark."""

@@ -13,7 +13,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column
 
 from debride.cli.guard import plain
-from debride.types import Progress, no_progress
+from debride.types import WHOLE, Progress, no_progress
 
 PER_SECOND = 4
 EVERY = 30.0
@@ -66,11 +66,15 @@ class Bars:
 
 
 class Lines:
-    """One line per finished stage, with the seconds since the one before it; and how far it is every half minute."""
+    """One line per finished stage, with the seconds since the one before it; and every half minute how far it is.
+
+    What is told of the stage `WHOLE` has no lines of its own: the others' say then how far the run is, too.
+    """
 
     def __init__(self, console: Console, clock: Callable[[], float] = monotonic) -> None:
         self._console, self._clock = console, clock
         self._since = self._said = clock()
+        self._whole: tuple[float, float] | None = None
         self._finished: set[str] = set()
 
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
@@ -79,15 +83,24 @@ class Lines:
         Where the last line is half a minute old, one with the share that is done and the time left at this pace.
         """
         now, remark = self._clock(), f", {plain(note)}" if note else ""
-        if done < total:
+        if stage == WHOLE:
+            self._whole = (now if self._whole is None else self._whole[0], done / total)
+        elif done < total:
             self._finished.discard(stage)
             if now - self._said >= EVERY and done > 0:
                 left = (now - self._since) * (total - done) / done
-                self._print(f"{plain(stage)}: {done / total:.0%}, about {_span(left)} left{remark}", now)
+                self._print(
+                    f"{plain(stage)}: {done / total:.0%}, about {_span(left)} left{self._all(now)}{remark}", now
+                )
         elif stage not in self._finished:
             self._finished.add(stage)
             self._print(f"{plain(stage)}: {now - self._since:.1f} s{remark}", now)
             self._since = now
+
+    def _all(self, now: float) -> str:
+        """How far the whole run is, and about how long the rest takes; "" where nobody told."""
+        since, share = self._whole or (now, 0.0)
+        return f" ({WHOLE}: {share:.0%}, {_span((now - since) * (1 - share) / share)})" if 0 < share < 1 else ""
 
     def _print(self, line: str, now: float) -> None:
         self._console.print(line, soft_wrap=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from debride.inversion.invert import Draws, invert
+from debride.inversion.invert import Draws, invert, planned_steps
 from debride.inversion.options import InversionOptions
 from debride.proxy.interpreter import Proxy
 from debride.types import Predict, Progress, Samples, Trigger, no_progress
@@ -59,6 +59,23 @@ def search(
     )
 
 
+def planned_passes(n_classes: int, options: InversionOptions) -> tuple[int, int]:
+    """Image passes of the looks at all classes, and of the full inversions, where no trigger converges early."""
+    if n_classes <= options.most_classes:
+        return 0, n_classes * planned_steps(options) * options.images
+    chosen = min(n_classes, options.sample + options.shortlist)
+    return _planned_steps(n_classes, options) * options.images, chosen * planned_steps(options) * options.images
+
+
+def _left(n_classes: int, options: InversionOptions) -> int:
+    """How many classes the first look leaves."""
+    return min(n_classes, max(options.shortlist, round(_LEFT * n_classes)))
+
+
+def _planned_steps(n_classes: int, options: InversionOptions) -> int:
+    return n_classes * _FIRST + _left(n_classes, options) * _SECOND
+
+
 def shortlist(
     proxy: Proxy,
     fit: Samples,
@@ -71,8 +88,7 @@ def shortlist(
     """The `options.shortlist` classes that one short-lived trigger each reaches most easily, the easiest first."""
     draws = Draws(fit, options.images, seed)
     block = max(1, _BLOCK_VALUES // (fit.images[0].size + fit.images[0, 0].size))
-    left = min(n_classes, max(options.shortlist, round(_LEFT * n_classes)))
-    planned, spent = n_classes * _FIRST + left * _SECOND, 0
+    left, planned, spent = _left(n_classes, options), _planned_steps(n_classes, options), 0
 
     def ranked(classes: Sequence[int], steps: int) -> list[int]:
         nonlocal spent

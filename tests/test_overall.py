@@ -1,0 +1,72 @@
+"""How far a whole run is, from its stages."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from debride.inversion.options import InversionOptions
+from debride.overall import Overall, cleaning, scanning
+from debride.settings import Settings
+from debride.types import WHOLE, Compute
+
+PLAN = {"inversion": 60, "inversion of class": 10, "pruning": 20, "retraining": 10}
+
+
+@pytest.fixture
+def told():
+    """An `Overall` by `PLAN`, and the calls that it makes."""
+    calls = []
+    return Overall(lambda *call: calls.append(call), PLAN), calls
+
+
+def test_a_stage_counts_by_its_share_of_the_plan_and_is_handed_on(told):
+    whole, calls = told
+    whole("inversion", 1, 4, "8 triggers")
+    whole("inversion of class 7", 1, 2)
+    whole("pruning class 7", 2, 5, "1 group cut")
+    assert calls == [
+        (WHOLE, 15, 100),
+        ("inversion", 1, 4, "8 triggers"),
+        (WHOLE, 65, 100),
+        ("inversion of class 7", 1, 2, ""),
+        (WHOLE, 78, 100),
+        ("pruning class 7", 2, 5, "1 group cut"),
+    ]
+
+
+def test_it_never_goes_back_and_what_was_passed_over_is_done(told):
+    whole, calls = told
+    for call in (("retraining", 0, 9), ("pruning class 3", 0, 5), ("inversion anew", 1, 2), ("retraining", 9, 9)):
+        whole(*call)
+    assert [done for stage, done, *_ in calls if stage == WHOLE] == [90, 90, 90, 100]
+
+
+def test_stages_outside_the_plan_and_without_an_end_say_nothing_of_the_whole(told):
+    whole, calls = told
+    whole("verification", 1, 1)
+    whole("inversion", 0, 0)
+    assert [stage for stage, *_ in calls] == ["verification", "inversion"]
+
+
+def loaded(n_classes=10, batch=64):
+    return SimpleNamespace(n_classes=n_classes, compute=Compute(batch=batch))
+
+
+def test_a_scan_of_many_classes_has_a_survey_and_fewer_full_inversions():
+    settings = Settings(inversion=InversionOptions(sample=32, shortlist=16))
+    few, many = (scanning(loaded(n), settings) for n in (10, 1283))
+    assert few == {"survey": 0, "inversion": 10 * 840}
+    assert many["inversion"] == 48 * 840 and many["survey"] == 4 * (1283 * 24 + 160 * 40)
+
+
+def test_cleaning_is_expected_to_take_what_it_will_do():
+    plan = cleaning(loaded(), Settings(), pruning=True)
+    assert plan["inversion of class"] == 4 * 165 * 4 and plan["pruning"] > 0 < plan["retraining"]
+    alone = cleaning(loaded(), Settings(retrain="never"), pruning=True)
+    assert alone["retraining"] == 0
+    whole = cleaning(loaded(), Settings(), pruning=False)
+    assert whole["pruning"] == 0 and whole["retraining"] == 2 * plan["retraining"]
+    large = cleaning(loaded(batch=16), Settings(), pruning=True)
+    assert large["retraining"] < plan["retraining"] / 3 and large["pruning"] < plan["pruning"] / 3
