@@ -50,8 +50,8 @@ class RetrainOptions:
     proxy holds), at `rate` (Adam's, at its highest).
 
     `statistics` says whether the running mean and variance of batch normalisation are kept or, before the first step,
-    estimated on the clean images. A retraining of several rounds takes so many steps in each, and two fifths of them where no
-    trigger works any more before the first: there is then little to unlearn.
+    estimated on the clean images. A retraining of several rounds takes so many steps in each, and two fifths of them
+    where no trigger works any more before the first: there is then little to unlearn.
     """
 
     method: MethodName = "unlearn"
