@@ -11,7 +11,7 @@ _SHRINKAGE = 0.5
 """How much of the mean variance is added to every variance: features are many and images few."""
 _REACHED = 0.99
 """The share of stamped images that the trigger must just move to the target ..."""
-_SPARE = 1.5
+_SPARE = 4.0
 """... and by how much more it then does."""
 
 
