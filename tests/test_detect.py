@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from debride.detect import anomaly_indices, calibrated_threshold, detect, with_suspects
-from debride.types import Rate, Trigger
+from debride.types import Rate, Trigger, surveyed_trigger
 
 AREA = 32 * 32
 CLEAN = (52.0, 55.0, 58.0, 60.0, 61.0, 63.0, 66.0, 70.0, 57.0, 64.0)
@@ -104,6 +104,29 @@ def test_below_five_classes_only_ratios_count():
     doubtful = detect(triggers([60, 20, 55, 65]))
     assert doubtful.suspects == () and "4 classes" in doubtful.inconclusive
     assert detect(triggers([60, 45, 55, 65])).inconclusive == ""
+
+
+@pytest.mark.parametrize(
+    ("index", "hits", "suspected", "doubted"),
+    [(5.0, 50, True, False), (4.1, 50, False, True), (4.1, 20, False, False), (3.5, 50, False, False)],
+)
+def test_of_many_classes_one_that_few_clean_models_reach_is_no_suspect_and_not_clean(index, hits, suspected, doubted):
+    # 128 of 1283 classes are compared: 95 % of clean models stay below 4.26, and 80 % below 3.8.
+    rng = np.random.default_rng(5)
+    logs = np.sort(rng.standard_normal(128))
+    logs = (logs - np.median(logs)) / np.median(np.abs(logs - np.median(logs))) * 0.6745
+    logs = np.concatenate([logs, [-index], np.full(1283 - 129, np.nan)])
+    found = [
+        surveyed_trigger(k, (3, 32, 32))
+        if np.isnan(log)
+        else replace(triggers([100 * np.exp(0.36 * log)])[0], target=k)
+        for k, log in enumerate(logs)
+    ]
+    found[128] = replace(found[128], success=Rate(hits, 50))
+    detection = detect(found, compared=range(128))
+    assert detection.suspects == ((128,) if suspected else ())
+    assert detection.inconclusive.startswith("class 128 has a small trigger") == doubted
+    assert bool(detection.inconclusive) == doubted
 
 
 def test_tiny_triggers_for_half_of_the_classes_are_inconclusive():

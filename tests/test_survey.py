@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ from test_report import report
 
 SIZE, CLASSES, TARGET = 16, 70, 41
 SPEC = InputSpec(name="x", layout="NCHW", channels="L", size=(SIZE, SIZE), output="scores")
-FEW = InversionOptions(steps=80, trial=25, most_classes=20, sample=8, shortlist=3)
+FEW = InversionOptions(steps=80, trial=25, most_classes=20, sample=8, shortlist=3, finalists=1, again=2)
+SAMPLE = CLASSES // 5
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +72,32 @@ def found_in(searched):
 def test_the_planted_class_is_among_the_few_that_are_inverted(searched):
     made, _ = searched
     assert TARGET in made.triggers
-    assert len(made.compared) == FEW.sample and set(made.compared) <= set(made.triggers)
-    assert len(made.triggers) <= FEW.sample + FEW.shortlist
+    assert len(made.compared) == SAMPLE and set(made.compared) <= set(made.triggers)
+    assert len(made.triggers) <= SAMPLE + FEW.shortlist
+
+
+def test_the_smallest_trigger_stands_by_the_median_of_several_inversions(subject, monkeypatch):
+    norms, asked = iter([9.0, 2.0, 30.0, 8.0, 1.0]), []
+
+    def invert(*data, seed, **_):
+        classes = data[4]
+        asked.append((list(classes), seed))
+        plane = np.zeros((1, SIZE, SIZE), np.float32)
+        smallest = next(norms)
+        return {
+            c: (
+                Trigger(
+                    target=c, mask=plane, pattern=plane, l1=smallest if c == TARGET else 50.0 + c, success=Rate(9, 9)
+                ),
+            )
+            for c in classes
+        }
+
+    monkeypatch.setattr("debride.inversion.survey.invert", invert)
+    made = search(*subject, CLASSES, options=replace(FEW, again=4), seed=3)
+    assert asked[0][1] == 3 and asked[1:] == [([TARGET], seed) for seed in (4, 5, 6, 7)]
+    assert made.triggers[TARGET][0].l1 == 8.0
+    assert all(made.triggers[c][0].l1 == 50 + c for c in made.triggers if c != TARGET)
 
 
 def test_the_planted_class_is_the_only_suspect(searched):

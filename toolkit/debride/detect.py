@@ -39,6 +39,9 @@ _FAILED = 0.1
 _WELL = 0.9
 """A success rate that is not ruled out by so few images is no reason to acquit: 7 of 9 are 78 %, or 45 to 94 %."""
 _SURVEYED = "looked at briefly: others promised smaller triggers"
+_CLEAN, _DOUBTED = 0.95, 0.8
+"""A suspect's index is above the largest one of this share of clean models. Above that of the second share nothing is
+called clean either, where the median is that of a sample: few images may not tell one of a thousand from luck."""
 _MAD_TO_SIGMA = 1.4826
 _DRAWS = 20_000
 
@@ -68,7 +71,7 @@ def detect(triggers: Sequence[Trigger], *, transfer: float = 0.8, compared: Sequ
     return Detection(
         findings=findings,
         threshold=threshold,
-        inconclusive=_undecided(triggers, norms[yard], area, findings),
+        inconclusive=_undecided(triggers, norms[yard], area, findings) or _doubted(findings, norms, yard),
         compared=tuple(compared),
     )
 
@@ -111,8 +114,8 @@ def anomaly_indices(norms: DoubleArray, yard: BoolArray | None = None) -> Double
 
 
 @cache
-def calibrated_threshold(n_classes: int, n_compared: int | None = None) -> float:
-    """The 95 % quantile of the largest index among `n_classes` clean log norms, taken as normal; infinite below 5.
+def calibrated_threshold(n_classes: int, n_compared: int | None = None, *, share: float = _CLEAN) -> float:
+    """The quantile `share` of the largest index among `n_classes` clean log norms, taken as normal; infinite below 5.
 
     `n_compared` of them (None: all) give median and MAD.
     """
@@ -123,7 +126,7 @@ def calibrated_threshold(n_classes: int, n_compared: int | None = None) -> float
     logs = np.random.default_rng(0).standard_normal((draws, n_classes))
     middle = np.median(logs[:, :held], axis=1, keepdims=True)
     spread = _MAD_TO_SIGMA * np.median(np.abs(logs[:, :held] - middle), axis=1)
-    return float(np.quantile((middle[:, 0] - logs.min(axis=1)) / spread, 0.95))
+    return float(np.quantile((middle[:, 0] - logs.min(axis=1)) / spread, share))
 
 
 def _judge(
@@ -156,6 +159,26 @@ def _judge(
 
 def _small(trigger: Trigger, norms: DoubleArray) -> str:
     return f"its trigger is abnormally small: {trigger.l1 / float(np.median(norms)):.0%} of the median size"
+
+
+def _doubted(findings: Sequence[Finding], norms: DoubleArray, yard: BoolArray) -> str:
+    """Why one class of many is no suspect and the model not clean; empty where none is so."""
+    if yard.all() or any(f.suspect for f in findings):
+        return ""
+    limit = calibrated_threshold(len(norms), int(yard.sum()), share=_DOUBTED)
+    most = _RATIO * np.median(norms[yard])
+    small = [
+        f for f, norm in zip(findings, norms, strict=True) if norm <= most and f.trigger.success.interval()[1] >= _WELL
+    ]
+    best = max(small, key=lambda f: f.anomaly, default=None)
+    if best is None or best.anomaly <= limit:
+        return ""
+    rare, rarer = 1 - _DOUBTED, 1 - _CLEAN
+    return (
+        f"class {best.trigger.target} has a small trigger (index {best.anomaly:.2f}): of {len(norms)} classes the "
+        f"smallest reaches that in fewer than {rare:.0%} of clean models, though in more than {rarer:.0%}; more images "
+        "may tell"
+    )
 
 
 def _undecided(triggers: Sequence[Trigger], norms: DoubleArray, area: int, findings: Sequence[Finding]) -> str:

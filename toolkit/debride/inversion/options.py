@@ -14,8 +14,9 @@ class InversionOptions:
     and its class is suspected only where it reaches `transfer`. After `trial` steps (None: never) every class keeps its
     best restart alone. A trigger has converged whose norm fell by less than the share `gain` for `patience` steps.
 
-    Of more than `most_classes` classes, a random `sample` is inverted in full, for the others to be held against, and
-    the `shortlist` that promises most (`debride.inversion.survey`).
+    Of more than `most_classes` classes, a random `sample` (a fifth of them where that is more) is inverted in full, for
+    the others to be held against, and the `shortlist` that promises most; the `finalists` with the smallest triggers
+    `again` so many times (`debride.inversion.survey`).
     """
 
     restarts: int = 2
@@ -30,5 +31,7 @@ class InversionOptions:
     patience: int = 40
     gain: float = 0.01
     most_classes: int = 64
-    sample: int = 128
+    sample: int = 32
     shortlist: int = 16
+    finalists: int = 3
+    again: int = 4

@@ -3,7 +3,8 @@
 Every class gets one trigger with the same, fixed weight on its norm, so that cross entropy + weight * norm says of all
 of them alike how easily they are reached; a planted trigger reaches its class within few steps. Most classes are
 dropped after each of two looks (after successive halving, Karnin et al., ICML 2013). What the few are held against is
-the random sample, which was chosen before anything was known of it: winners are no measure of what is ordinary.
+the random sample, which was chosen before anything was known of it: winners are no measure of what is ordinary. The
+smallest triggers are inverted again, and stand by the median of their norms.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ _FIRST, _SECOND = 24, 40
 """Steps of the first look at every class, and of the second, from the start again, at those that it leaves."""
 _LEFT = 0.125
 """Share of the classes that a first look leaves."""
+_SAMPLED = 0.2
+"""Share of the classes in the random sample. In 95 % of draws the largest index of 1283 clean norms stays below 5.20
+where 32 of them give median and spread, 4.26 where 128 do, 4.13 with 256 and 3.97 with all."""
 _BLOCK_VALUES = 1 << 24
 """Values of the masks and patterns looked at together: Adam and the best so far take five times that."""
 
@@ -51,20 +55,36 @@ def search(
         every = tuple(range(n_classes))
         return Searched(triggers=invert(*data, every, options=options, seed=seed, progress=progress), compared=every)
     rng = np.random.default_rng(seed)
-    sample = sorted(rng.permutation(n_classes)[: options.sample].tolist())
+    sample = sorted(rng.permutation(n_classes)[: _sampled(n_classes, options)].tolist())
     promising = shortlist(proxy, fit, n_classes, options=options, seed=seed, progress=progress)
     chosen = sorted({*sample, *promising})
-    return Searched(
-        triggers=invert(*data, chosen, options=options, seed=seed, progress=progress), compared=tuple(sample)
-    )
+    triggers = dict(invert(*data, chosen, options=options, seed=seed, progress=progress))
+    finalists = sorted(chosen, key=lambda c: triggers[c][0].l1)[: options.finalists]
+    seeds = range(seed + 1, seed + 1 + options.again)
+    again = [invert(*data, finalists, options=options, seed=s, progress=progress, stage="finalists") for s in seeds]
+    triggers.update({c: _middle([triggers[c], *(one[c] for one in again)]) for c in finalists})
+    return Searched(triggers=triggers, compared=tuple(sample))
+
+
+def _middle(drawn: Sequence[tuple[Trigger, ...]]) -> tuple[Trigger, ...]:
+    """Of several inversions of a class the one of median norm.
+
+    The smallest of hundreds is small by luck, too; inverted again, what is luck goes and what is planted stays.
+    """
+    return sorted(drawn, key=lambda triggers: triggers[0].l1)[(len(drawn) - 1) // 2]
 
 
 def planned_passes(n_classes: int, options: InversionOptions) -> tuple[int, int]:
     """Image passes of the looks at all classes, and of the full inversions, where no trigger converges early."""
     if n_classes <= options.most_classes:
         return 0, n_classes * planned_steps(options) * options.images
-    chosen = min(n_classes, options.sample + options.shortlist)
+    chosen = min(n_classes, _sampled(n_classes, options) + options.shortlist) + options.finalists * options.again
     return _planned_steps(n_classes, options) * options.images, chosen * planned_steps(options) * options.images
+
+
+def _sampled(n_classes: int, options: InversionOptions) -> int:
+    """How many classes the others are held against."""
+    return max(options.sample, round(_SAMPLED * n_classes))
 
 
 def _left(n_classes: int, options: InversionOptions) -> int:
