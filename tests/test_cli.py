@@ -537,15 +537,23 @@ def test_lines_are_printed_again_when_a_stage_runs_again():
 
 
 def test_a_long_stage_tells_its_share_and_the_time_left_every_half_minute():
-    shown, times = StringIO(), iter([0, 10, 29, 40, 50, 75, 100])
+    shown, times = StringIO(), iter([0, 10, 29, 40, 50, 90, 100])
     lines = Lines(Console(file=shown), lambda: next(times))
-    for done in (1, 2, 4, 5, 25, 100):
+    for done in (0, 2, 4, 5, 20, 100):
         lines("search", done, 100, "9 triggers")
     assert shown.getvalue().splitlines() == [
-        "search: 4%, about 16 min left, 9 triggers",
-        "search: 25%, about 4 min left, 9 triggers",
+        "search: 4%, about 12 min left, 9 triggers",  # 30 s for 4 of 100, since it began
+        "search: 20%, about 5 min left, 9 triggers",
         "search: 100.0 s, 9 triggers",
     ]
+
+
+def test_what_a_stage_had_done_when_it_was_first_told_of_says_nothing_of_its_pace():
+    shown, times = StringIO(), iter([0, 100, 140])
+    lines = Lines(Console(file=shown), lambda: next(times))
+    lines("survey", 50, 100)
+    lines("survey", 75, 100)
+    assert shown.getvalue().splitlines() == ["survey: 75%, about 40 s left"]
 
 
 def test_a_line_tells_how_far_the_whole_run_is_where_that_is_known():
@@ -555,7 +563,7 @@ def test_a_line_tells_how_far_the_whole_run_is_where_that_is_known():
         lines(WHOLE, done, 100)
         lines("search", done, 20)
     assert shown.getvalue().splitlines() == [
-        "search: 50%, about 40 s left (in all: 10%, 4 min)",
+        "search: 50%, about 30 s left (in all: 10%, 4 min)",
         "search: 80.0 s",
     ]
 

@@ -74,6 +74,7 @@ class Lines:
     def __init__(self, console: Console, clock: Callable[[], float] = monotonic) -> None:
         self._console, self._clock = console, clock
         self._since = self._said = clock()
+        self._stage, self._first = "", (0.0, 0)
         self._whole: tuple[float, float] | None = None
         self._finished: set[str] = set()
 
@@ -85,17 +86,21 @@ class Lines:
         now, remark = self._clock(), f", {plain(note)}" if note else ""
         if stage == WHOLE:
             self._whole = (now if self._whole is None else self._whole[0], done / total)
-        elif done < total:
+            return
+        if stage != self._stage:
+            self._stage, self._first = stage, (now, done)
+        if done < total:
             self._finished.discard(stage)
-            if now - self._said >= EVERY and done > 0:
-                left = (now - self._since) * (total - done) / done
+            since, before = self._first
+            if now - self._said >= EVERY and done > before:
+                left = (now - since) * (total - done) / (done - before)
                 self._print(
                     f"{plain(stage)}: {done / total:.0%}, about {_span(left)} left{self._all(now)}{remark}", now
                 )
         elif stage not in self._finished:
             self._finished.add(stage)
             self._print(f"{plain(stage)}: {now - self._since:.1f} s{remark}", now)
-            self._since = now
+            self._since, self._stage = now, ""
 
     def _all(self, now: float) -> str:
         """How far the whole run is, and about how long the rest takes; "" where nobody told."""

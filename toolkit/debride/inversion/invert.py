@@ -76,10 +76,10 @@ def invert(
         spent += len(arms)
         progress(stage, spent, planned, f"{len(arms)} triggers")
     finished += _fitted(arms, torch.arange(len(arms)))
-    progress(stage, planned, planned, f"{len(classes)} classes")
     found: dict[int, list[Trigger]] = {}
     for one in finished:
         found.setdefault(one.target, []).append(_measured(predict, held_out, one, options, seed))
+    progress(stage, planned, planned, f"{len(classes)} classes")
     return {c: tuple(sorted(found[c], key=lambda t: _preference(t, options.transfer))) for c in classes}
 
 
