@@ -202,3 +202,8 @@ def test_gradients_that_overflow_when_scaled_up_are_found_all_the_same(subject):
     images = torch.from_numpy(IMAGES.copy()).requires_grad_()
     (found,) = proxy.gradients(proxy(images).sum() * 1e2, [images])
     assert torch.isfinite(found).all() and found.abs().max() > 0
+
+
+@pytest.mark.parametrize(("batch", "wanted"), [(4096, 120), (64, 120), (48, 90), (16, 60), (1, 60)])
+def test_of_large_images_fewer_are_taken_down_to_half(batch, wanted):
+    assert Compute(batch=batch).images(120) == wanted and Compute(batch=batch).images(1) == 1

@@ -171,7 +171,7 @@ def retrained(
 def expected_passes(loaded: Loaded, settings: Settings, *, light: bool) -> float:
     """What a retraining takes, in image passes of the search, for an estimate of the time."""
     options = settings.retraining
-    images = min(options.images, loaded.compute.batch)
+    images = loaded.compute.images(options.images)
     return _WITH_WEIGHTS * (LIGHT if light else 1.0) * options.steps * images * (1 + STAMPED)
 
 

@@ -52,13 +52,12 @@ _ATTACK_IMAGES = 120
 _UTILITY_IMAGES = 256
 _VALUED = 128
 """Images of a stake on which the short list is valued; what is cut is chosen on all of them. The cuts were those by
-all of them in six of seven runs on five models. Of large images all three are fewer: at most what four passes of the
-proxy hold for utility, and two for the others."""
+all of them in six of seven runs on five models. Of large images all three are fewer (`Compute.images`)."""
 _COALITIONS = 64
 EVALUATIONS = 80
 _SHORTLIST = 16
 _PASSES = 20
-"""Of `_COALITIONS` each, or as many as one pass holds. All eight that were best by 100 passes were among the 16 best by
+"""Of `_COALITIONS` each. All eight that were best by 100 passes were among the 16 best by
 20, in a whole WideResNet and in one with two cuts, with two seeds each; by 10, seven were once."""
 WEIGHT = 0.5
 """Of utility against attack in the score that makes the short list."""
@@ -188,13 +187,13 @@ def attack_of(
     loaded: Loaded, triggers: Sequence[Trigger], number: int, span: tuple[float, float] | None = None
 ) -> Stake:
     """What round `number` attacks with: the latest of `triggers` on images to fit to."""
-    size = min(_ATTACK_IMAGES, 2 * loaded.compute.batch)
+    size = loaded.compute.images(_ATTACK_IMAGES)
     return attack_stake(loaded.fit, triggers[-_TRIGGERS:], loaded.n_classes, size, number, span)
 
 
 def utility_of(loaded: Loaded, samples: Samples, seed: int) -> tuple[Stake, float]:
     """The utility on varied `samples` (cuts are held to that of `loaded.fit`), and the delivered model's payoff."""
-    varied = variations(samples, min(_UTILITY_IMAGES, 4 * loaded.compute.batch), seed)
+    varied = variations(samples, loaded.compute.images(_UTILITY_IMAGES), seed)
     delivered = probabilities(loaded.predict(varied.images))
     stake = utility_stake(varied, delivered)
     return stake, float(stake.payoff(delivered[None])[0])
@@ -286,9 +285,9 @@ def _round(
 
 def expected_passes(loaded: Loaded) -> float:
     """What the pruning of one class takes, in image passes of the proxy, for an estimate of the time."""
-    batch = loaded.compute.batch
-    screened = 2 * _PASSES * min(_COALITIONS, batch)
-    played = EVALUATIONS * 2 * min(_VALUED, 2 * batch) + 2 * _SHORTLIST * min(_ATTACK_IMAGES, 2 * batch)
+    images = loaded.compute.images
+    screened = 2 * _PASSES * images(_COALITIONS)
+    played = EVALUATIONS * 2 * images(_VALUED) + 2 * _SHORTLIST * images(_ATTACK_IMAGES)
     return _USUAL_ROUNDS * (screened + _PLAYED * played)
 
 
@@ -296,7 +295,7 @@ def valued(
     loaded: Loaded, state: State, stakes: tuple[Stake, Stake], seed: int, *, evaluations: int = EVALUATIONS
 ) -> ShapleyValues:
     """Shapley values of all groups on the model as it stands."""
-    attack, utility = (stake.thinned(min(_VALUED, 2 * loaded.compute.batch)) for stake in stakes)
+    attack, utility = (stake.thinned(loaded.compute.images(_VALUED)) for stake in stakes)
     return hybrid(
         exact_game(loaded, state.gone, (attack, utility)),
         screen=ProxyGame(_proxy(loaded, state), loaded.groups, stakes),
@@ -306,7 +305,7 @@ def valued(
         top=min(3, len(loaded.groups)),
         weight=WEIGHT,
         passes=_PASSES,
-        images=min(_COALITIONS, loaded.compute.batch),
+        images=loaded.compute.images(_COALITIONS),
         low=PRESENT,
         batch=evaluations,
     )

@@ -65,7 +65,8 @@ class Runtime:
     Empty `providers` asks for CUDA, then the CPU, as far as the installed onnxruntime offers them. Without `optimised`,
     nodes run as they are written: onnxruntime rounds elsewhere where it has fused those of a quantised model. `thrifty`
     sessions forget tensors early where a graph has many outputs. Threads `spin` while they wait for more work, which is
-    quicker and takes their cores from whoever else would use them. `device` is the number of the GPU that is used.
+    quicker and takes their cores from whoever else would use them. With an `arena`, a session keeps the memory of its
+    largest run on the CPU for those to come. `device` is the number of the GPU that is used.
     """
 
     threads: int = 0
@@ -73,6 +74,7 @@ class Runtime:
     optimised: bool = True
     thrifty: bool = False
     spin: bool = True
+    arena: bool = True
     device: int = 0
 
 
@@ -352,6 +354,7 @@ def _session_options(runtime: Runtime) -> Any:
     options.intra_op_num_threads = runtime.threads or usable_cores()
     options.inter_op_num_threads = 1
     options.use_deterministic_compute = True
+    options.enable_cpu_mem_arena = runtime.arena
     # Denormal activations are slow, and the proxy flushes them too.
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if runtime.spin else "0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -29,22 +30,26 @@ class Tree:
         self, chain: Chain, spec: InputSpec, images: FloatArray, runtime: Runtime, image_bytes: int = 0
     ) -> None:
         first, *links = chain.links
+        runtime = replace(runtime, arena=False)  # many sessions, each of which would keep what its largest run took
         self._links, self._scores = [_Bound(link, runtime) for link in links], chain.scores
         session = Session(first.model, runtime, "the graph before the masked layers")
+        self._first, self._exits, self._entry = session, first.exits, spec.name
         # A portion is small enough for all that waits along a branch.
         dtype, step = session.inputs[0].dtype, images_at_once(session.place, image_bytes)
-        chunks = [encode(images[i : i + step], spec).astype(dtype, copy=False) for i in range(0, len(images), step)]
-        self._roots: list[_Tensors] = [session.bound({spec.name: chunk}, first.exits) for chunk in chunks]
+        portions = [encode(images[i : i + step], spec).astype(dtype, copy=False) for i in range(0, len(images), step)]
+        # What the first link makes of all large images is more than memory may hold: it is made anew for each play.
+        self._portions: list[Held] = [session.held(portion) for portion in portions]
 
     def play(self, masks: FloatArray) -> Iterator[FloatArray]:
         """Scores (b, N, K) for portions of the masks (B, P), in order."""
         for first in range(0, len(masks), _ROWS):
             portion = masks[first : first + _ROWS]
-            yield np.concatenate([self._played(portion, root) for root in self._roots], axis=1)
+            yield np.concatenate([self._played(portion, images) for images in self._portions], axis=1)
 
-    def _played(self, masks: FloatArray, root: _Tensors) -> FloatArray:
-        """Scores (B, n, K) of the images whose tensors before the first layer are `root`."""
+    def _played(self, masks: FloatArray, images: Held) -> FloatArray:
+        """Scores (B, n, K) of encoded images."""
         found: dict[int, FloatArray] = {}
+        root = self._first.bound({self._entry: images}, self._exits)
         self._branch(masks, np.arange(len(masks)), 0, root, found)
         return np.stack([found[row] for row in range(len(masks))])
 

@@ -32,6 +32,10 @@ class Meter:
     forwards: int = 0
 
 
+_USUAL = 64
+"""Images that a pass of a network for small images holds."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
     """`device` in torch's words ("cpu", "cuda:0"), `precision`, whether images lie in memory channels last, and the
@@ -48,3 +52,7 @@ class Compute:
     reason: ComputeReason = "default"
     timings: tuple[Timing, ...] = ()
     meter: Meter = field(default_factory=Meter, compare=False, repr=False)
+
+    def images(self, size: int) -> int:
+        """`size`, or down to half of it where images are so large that a pass holds fewer than `_USUAL`."""
+        return max(-(-size // 2), min(size, size * self.batch // _USUAL))

@@ -8,7 +8,7 @@ from torch import Tensor
 from debride.errors import ModelError
 from debride.proxy.interpreter import Proxy
 
-_CPU_BYTES = 512 << 20
+_CPU_BYTES = 256 << 20
 _CPU_MOST = 64
 """Larger batches are no faster on a processor: their tensors leave its caches."""
 _CUDA_SHARE = 0.25

@@ -46,8 +46,8 @@ METHODS: Mapping[MethodName, Method] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrainOptions:
-    """`method` by name, at most `steps` updates with `images` clean images each (of large ones as many as a pass of the
-    proxy holds), at `rate` (Adam's, at its highest).
+    """`method` by name, at most `steps` updates with `images` clean images each (of large ones down to half
+    as many, `Compute.images`), at `rate` (Adam's, at its highest).
 
     `statistics` says whether the running mean and variance of batch normalisation are kept or, before the first step,
     estimated on the clean images. A retraining of several rounds takes so many steps in each, and two fifths of them

@@ -51,7 +51,7 @@ def train(
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, options.steps))
     every = max(1, math.ceil(options.steps / _CHECKS))
     best, kept = Course(steps=0, best=0, loss=_watch(network, loss, watched)), network.snapshot()
-    step, images = 0, min(options.images, network.proxy.compute.batch)
+    step, images = 0, network.proxy.compute.images(options.images)
     late = deadline is not None and time.monotonic() > deadline
     while step < options.steps and not late:
         set_gradients(network, loss, draws(images))
