@@ -67,6 +67,6 @@ def test_cleaning_is_expected_to_take_what_it_will_do():
     alone = cleaning(loaded(), Settings(retrain="never"), pruning=True)
     assert alone["retraining"] == 0
     whole = cleaning(loaded(), Settings(), pruning=False)
-    assert whole["pruning"] == 0 and whole["retraining"] == 2.5 * plan["retraining"]
+    assert whole["pruning"] == 0 and whole["retraining"] == pytest.approx(8 / 3 * plan["retraining"])
     large = cleaning(loaded(batch=16), Settings(), pruning=True)
     assert large["retraining"] == plan["retraining"] / 2 and large["pruning"] == plan["pruning"] / 2

@@ -341,25 +341,25 @@ def test_weights_that_changed_before_any_good_step_are_not(loaded, pruned, made,
 
 
 @pytest.mark.parametrize(
-    ("attacked", "options", "steps"),
+    ("attacked", "options", "images"),
     [
-        (True, {}, 6),
-        (False, {}, 2),
+        (True, {}, 32),
+        (False, {}, 12),
         # These know of no trigger, so that it says nothing of what they have to learn.
-        (False, {"method": "fine-tune"}, 6),
+        (False, {"method": "fine-tune"}, 32),
     ],
 )
-def test_where_no_trigger_works_any_more_two_fifths_of_the_steps_are_taken(
-    loaded, pruned, made, monkeypatch, attacked, options, steps
+def test_where_no_trigger_works_any_more_a_step_sees_three_eighths_of_the_images(
+    loaded, pruned, made, monkeypatch, attacked, options, images
 ):
-    def never(images):
-        return np.tile(np.eye(10, dtype=np.float32)[0], (len(images), 1))
+    def never(shown):
+        return np.tile(np.eye(10, dtype=np.float32)[0], (len(shown), 1))
 
     asked = []
     monkeypatch.setattr(mending, "retrained", lambda _, settings, *__, **___: asked.append(settings) or made)
     start = pruned if attacked else replace(pruned, end=replace(pruned.end, predict=never))
     mended(loaded, settings(options=options), start, {}, "it had to be", deadline=None, progress=no_progress)
-    assert [s.retraining.steps for s in asked] == [steps]
+    assert [(s.retraining.steps, s.retraining.images) for s in asked] == [(6, images)]
 
 
 # Whether it is called for

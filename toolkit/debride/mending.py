@@ -184,14 +184,14 @@ def tried(
 
 
 def _enough(loaded: Loaded, settings: Settings, before: Cleaned) -> Settings:
-    """`settings` with as many steps of retraining as `before` needs: fewer where its triggers work no more."""
+    """`settings` with the images that a step of retraining `before` needs: fewer where its triggers work no more."""
     options, triggers = settings.retraining, on_trial(before.triggers, {})
     if not METHODS[options.method].stamped or not triggers:
         return settings
     left = max(t.excess for t in evaluate(before.end.predict, loaded.fit, triggers).triggers)
     if left > settings.target_asr:
         return settings
-    return replace(settings, retraining=replace(options, steps=max(1, round(LIGHT * options.steps))))
+    return replace(settings, retraining=replace(options, images=max(2, round(LIGHT * options.images))))
 
 
 def _against(loaded: Loaded, before: Cleaned, made: Retrained) -> str:

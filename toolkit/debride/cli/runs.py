@@ -98,13 +98,7 @@ class Retraining:
     ] = "unlearn"
     retrain_steps: Annotated[
         int,
-        Option(
-            metavar="N",
-            min=1,
-            max=100_000,
-            help="At most so many updates a round; two fifths of them where no trigger works any more.",
-            rich_help_panel=RETRAINING,
-        ),
+        Option(metavar="N", min=1, max=100_000, help="At most so many updates a round.", rich_help_panel=RETRAINING),
     ] = 400
     batch_norm: Annotated[
         Literal["keep", "estimate"],

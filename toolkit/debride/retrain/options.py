@@ -46,12 +46,12 @@ METHODS: Mapping[MethodName, Method] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrainOptions:
-    """`method` by name, at most `steps` updates with `images` clean images each (of large ones down to half
-    as many, `Compute.images`), at `rate` (Adam's, at its highest).
+    """`method` by name, at most `steps` updates at `rate` (Adam's, at its highest), with `images` clean images each:
+    three eighths as many where no trigger works any more before the first step, and there is little to unlearn; and of
+    large images down to half as many (`Compute.images`).
 
     `statistics` says whether the running mean and variance of batch normalisation are kept or, before the first step,
-    estimated on the clean images. A retraining of several rounds takes so many steps in each, and two fifths of them
-    where no trigger works any more before the first: there is then little to unlearn.
+    estimated on the clean images. A retraining of several rounds takes so many steps in each.
     """
 
     method: MethodName = "unlearn"
