@@ -1,5 +1,8 @@
 """Large models: how much memory they take, and that nothing of them is lost where their data are not copied."""
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from debride.graph.infer import shape_of, value_infos
 from debride.graph.read import read_model
 from debride.graph.surgery import check_written, write_model, zero
 from debride.graph.wire import data_of, pieces_of, size_of
+from debride.memory import release
 from graph_models import Builder, assert_close, classifiers, images, run
 
 MEGABYTES = 120
@@ -57,6 +61,35 @@ def test_pruning_takes_at_most_three_times_the_models_size(big, tmp_path, limit)
 def test_a_graph_that_has_to_be_rewritten_takes_no_more(tmp_path):
     path = make(tmp_path, MEGABYTES, width=2048, batch=1, named=False)
     assert measure(path, tmp_path / "cut.onnx")["write"] < 3
+
+
+HOLES = """
+from pathlib import Path
+from debride.memory import release
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+pairs = [(bytearray(100_000), bytearray(600)) for _ in range(2000)]
+full = resident()
+pairs = [small for _, small in pairs]
+freed = resident()
+release()
+print(full, freed, resident())
+"""
+
+
+@linux
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to give memory back")
+def test_memory_in_holes_of_the_heap_goes_back_to_the_system():
+    done = subprocess.run([sys.executable, "-c", HOLES], check=True, capture_output=True, text=True)
+    full, freed, released = (int(pages) for pages in done.stdout.split())
+    assert freed > 0.9 * full and released < 0.5 * full
+
+
+def test_without_a_c_library_that_gives_memory_back_nothing_is_done(monkeypatch):
+    monkeypatch.setattr("debride.memory._trim", lambda: None)
+    release()
 
 
 @linux

@@ -20,6 +20,7 @@ from debride.graph.seen import bytes_per_image
 from debride.graph.surgery import working_zero
 from debride.inversion.invert import invert
 from debride.loading import Loaded
+from debride.memory import release
 from debride.proxy.interpreter import Proxy
 from debride.proxy.screen import ProxyGame
 from debride.prune import PRICES, Cut, Limits, choose, coalitions, idle, propose
@@ -30,6 +31,7 @@ from debride.stakes import Stake, attack_stake, log_odds, utility_stake, variati
 from debride.types import (
     Detection,
     DoubleArray,
+    FloatArray,
     Predict,
     Progress,
     Pruned,
@@ -164,6 +166,7 @@ def clean_class(
             reason = "the time budget is spent"
             break
         progress(stage, number, max(_USUAL_ROUNDS, number + 1), f"{len(state.gone)} groups cut")
+        release()
         attack = attack_of(loaded, found, number, span)
         _give_back(loaded, state, (attack, utility), others)
         reason = _round(loaded, settings, target, state, (attack, utility), floor, number)
@@ -256,9 +259,9 @@ def _round(
     players = len(loaded.groups)
     if not players:
         return _NO_GROUP
-    game = exact_game(loaded, state.gone, stakes)
-    now = float(game.payoff(0, np.ones((1, players), np.bool_))[0])
-    spent = now <= _WEAK and _success(loaded, state, stakes[0], target) <= settings.target_asr
+    said = answers(loaded, state.gone)(stakes[0].images)
+    now = float(stakes[0].payoff(probabilities(said)[None])[0])
+    spent = now <= _WEAK and _success(loaded, said, target) <= settings.target_asr
     if spent and now <= _GONE:
         return SPENT
     share = min(settings.group_budget, _FEW) if spent else settings.group_budget
@@ -268,7 +271,7 @@ def _round(
     limits = Limits(utility=floor, groups=allowed, price=_CHEAP if spent else PRICES[-1])
     values = valued(loaded, state, stakes, settings.seed + number)
     cuts = propose(values, limits, gone=np.array([*state.gone, *sorted(state.kept)], np.int64))
-    rows = coalitions(cuts, players)
+    rows, game = coalitions(cuts, players), exact_game(loaded, state.gone, stakes)
     attack = game.payoff(0, rows)
     cut, reason = choose(cuts, attack, lambda some: game.payoff(1, rows[some]), limits)
     if cut is None:
@@ -311,10 +314,9 @@ def valued(
     )
 
 
-def _success(loaded: Loaded, state: State, attack: Stake, target: int) -> float:
-    """Share of the stamped images that go to the target still, beyond the share that does so by mistake."""
-    hits = answers(loaded, state.gone)(attack.images).argmax(axis=1) == target
-    return float(hits.mean()) - mistakes(loaded.predict, loaded.fit, target)
+def _success(loaded: Loaded, said: FloatArray, target: int) -> float:
+    """Share of the scores `said` (N, K) of stamped images that favour the target, beyond the share of its mistakes."""
+    return float((said.argmax(axis=1) == target).mean()) - mistakes(loaded.predict, loaded.fit, target)
 
 
 def _random_cuts(game: ChannelGame, state: State, count: int, seed: int) -> float:

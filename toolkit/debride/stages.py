@@ -19,6 +19,7 @@ from debride.detect import detect
 from debride.inversion.invert import invert
 from debride.inversion.survey import search as search_classes
 from debride.loading import Loaded, load
+from debride.memory import release
 from debride.proxy.backend import configure
 from debride.proxy.device import resolve_device
 from debride.proxy.interpreter import Proxy
@@ -45,7 +46,7 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Adds what runs within to the seconds and the cost of `name`."""
+        """Adds what runs within to the seconds and the cost of `name`; what is free then goes back to the system."""
         started, before = time.monotonic(), replace(self.meter)
         try:
             yield
@@ -54,6 +55,7 @@ class Clock:
             spent = self.cost.setdefault(name, Meter())
             spent.passes += self.meter.passes - before.passes
             spent.forwards += self.meter.forwards - before.forwards
+            release()
 
     def deadline(self, settings: Settings) -> float | None:
         """The monotonic time after which no new round begins; None without a time budget."""
