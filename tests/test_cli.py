@@ -784,7 +784,7 @@ def test_the_sample_is_retrained(relearnt):
     assert told["kept"] and told["changes"] and told["labels"] == "given" and 0 < told["best"] <= told["steps"]
     assert [taught["target"] for taught in told["relearning"]] == [7]
     stages = [line.partition(":")[0] for line in err.splitlines()]
-    assert stages[0] == "loading" and stages[-3:] == ["inversion anew", "relearning", "verification"]
+    assert stages[0] == "loading" and stages[-3:] == ["inversion anew", "relearning of class 7", "verification"]
     assert "retraining" in stages
     assert sorted(path.name for path in folder.iterdir()) == ["out.onnx", "report"]
 

@@ -65,7 +65,8 @@ def test_cleaning_is_expected_to_take_what_it_will_do():
     plan = cleaning(loaded(), Settings(), pruning=True)
     assert plan["inversion of class"] == 4 * 165 * 4 and plan["pruning"] > 0 < plan["retraining"]
     alone = cleaning(loaded(), Settings(retrain="never"), pruning=True)
-    assert alone["retraining"] == 0
+    assert alone["retraining"] == alone["inversion anew"] == alone["relearning"] == 0
+    assert plan["inversion anew"] == 840 and plan["relearning"] == 2 * 4 * 32 * 40
     whole = cleaning(loaded(), Settings(), pruning=False)
     assert whole["pruning"] == 0 and whole["retraining"] == pytest.approx(8 / 3 * plan["retraining"])
     large = cleaning(loaded(batch=16), Settings(), pruning=True)

@@ -43,6 +43,12 @@ def test_the_network_is_left_as_it_was():
     assert all(torch.equal(constants[name], tensor) for name, tensor in network.proxy.tensors.items())
 
 
+def test_of_large_images_half_as_many_are_poisoned():
+    network = able()
+    network.proxy.compute = replace(network.proxy.compute, batch=1)
+    assert taught(network).images == POISONED // 2
+
+
 def test_the_network_is_left_as_it_was_where_teaching_fails(monkeypatch):
     network = able()
     before = network.snapshot()
@@ -121,8 +127,11 @@ def test_images_that_go_to_the_target_unstamped_are_not_the_triggers(monkeypatch
     assert {rate.hits for rate in (*found.planted, *found.fresh)} == {0}
 
 
-def test_other_steps_can_be_asked_for():
-    found = relearn(able(), FIT, HELD_OUT, trigger(1), says, seed=0, steps=(0, 3))
+def test_other_steps_can_be_asked_for_and_each_lesson_is_told():
+    told = []
+    shown = {"steps": (0, 3), "progress": lambda *call: told.append(call)}
+    found = relearn(able(), FIT, HELD_OUT, trigger(1), says, seed=0, **shown)
+    assert told == [("relearning of class 1", n, 4) for n in range(5)]
     assert found.steps == (0, 3) and len(found.planted) == len(found.fresh) == 2
 
 

@@ -185,7 +185,7 @@ def test_every_stage_of_it_tells_how_far_it_is(loaded, pruned, quick):
         deadline=None,
         progress=lambda stage, done, total, note="": told.append((stage, done, total)),
     )
-    assert told[0] == ("retraining", 1, 2) and told[-2:] == [("relearning", 0, 1), ("relearning", 1, 1)]
+    assert told[0] == ("retraining", 1, 2)
     assert [t for t in told if t[0] == "inversion anew"] == [("inversion anew", 1, 1)]
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from debride.inversion.invert import planned_steps
 from debride.inversion.survey import planned_passes
 from debride.loading import Loaded
 from debride.retraining import expected_passes as of_retraining
+from debride.retraining import passes_of_relearning
 from debride.rounds import expected_passes as of_pruning
 from debride.settings import Settings
 from debride.stages import passes_of_suspect
@@ -45,9 +47,11 @@ def scanning(loaded: Loaded, settings: Settings) -> dict[str, float]:
 
 def cleaning(loaded: Loaded, settings: Settings, *, pruning: bool) -> dict[str, float]:
     """What those after a scan are expected to take where one class is a suspect."""
-    wanted = settings.retrain != "never"
+    wanted, options = settings.retrain != "never", settings.inversion
     return {
         "inversion of class": passes_of_suspect(settings),
         "pruning": of_pruning(loaded) if pruning else 0.0,
         "retraining": of_retraining(loaded, settings, light=pruning) if wanted else 0.0,
+        "inversion anew": float(planned_steps(options) * options.images) if wanted else 0.0,
+        "relearning": passes_of_relearning(loaded) if wanted else 0.0,
     }

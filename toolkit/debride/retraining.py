@@ -16,12 +16,13 @@ from debride.graph.read import Model, model_of
 from debride.graph.trained import changes, check_trained, working_written, written
 from debride.graph.weights import statistics
 from debride.loading import Loaded
+from debride.memory import release
 from debride.proxy.interpreter import Proxy
 from debride.retrain.draws import STAMPED
 from debride.retrain.network import Network
 from debride.retrain.norms import estimate
 from debride.retrain.options import METHODS
-from debride.retrain.relearn import relearn
+from debride.retrain.relearn import expected_images, relearn
 from debride.retrain.teacher import Teacher
 from debride.retrain.train import Course
 from debride.rounds import inverted_anew
@@ -145,6 +146,7 @@ def retrained(
         courses.append(
             teacher.teach(network, *parts, stamps, seed=seed, deadline=deadline, progress=progress, stage=stage)
         )
+        release()
         checked, fresh = _attacked(loaded, settings, model, network, anew, checked, found, number, progress)
         late = deadline is not None and time.monotonic() > deadline
         if late or number == rounds - 1 or not set(checked.suspects) & set(found):
@@ -173,6 +175,11 @@ def expected_passes(loaded: Loaded, settings: Settings, *, light: bool) -> float
     options = settings.retraining
     images = loaded.compute.images(round(options.images * (LIGHT if light else 1.0)))
     return _WITH_WEIGHTS * options.steps * images * (1 + STAMPED)
+
+
+def passes_of_relearning(loaded: Loaded) -> float:
+    """What the relearning test of one class takes, in the same."""
+    return _WITH_WEIGHTS * expected_images(loaded.compute)
 
 
 def _attacked(
@@ -204,12 +211,10 @@ def _relearnt(
     progress: Progress,
 ) -> tuple[Relearning, ...]:
     """The relearning test of each class, with its first trigger."""
-    first, found = [known[0] for known in triggers.values() if known], list[Relearning]()
-    for trigger in first:
-        progress("relearning", len(found), len(first))
-        found.append(relearn(network, loaded.fit, loaded.held_out, trigger, delivered, seed=settings.seed))
-        progress("relearning", len(found), len(first))
-    return tuple(found)
+    release()
+    first = [known[0] for known in triggers.values() if known]
+    parts = loaded.fit, loaded.held_out
+    return tuple(relearn(network, *parts, t, delivered, seed=settings.seed, progress=progress) for t in first)
 
 
 def _joined(courses: Sequence[Course]) -> Course:

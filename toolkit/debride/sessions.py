@@ -53,7 +53,7 @@ _DTYPES = {
 }
 _EXTERNAL = "session.model_external_initializers_file_folder_path"
 _SUM_TOLERANCE = 1e-3
-_IMAGES, _IMAGE_VALUES = 256, 4 << 20
+_IMAGES, _IMAGE_VALUES = 256, 1 << 20
 """The most images that are scored in one run, and values of them: what a graph makes of them takes many times that."""
 _T = TypeVar("_T")
 

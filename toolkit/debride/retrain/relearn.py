@@ -19,7 +19,18 @@ from debride.retrain.loss import Loss, set_gradients
 from debride.retrain.network import Network
 from debride.retrain.options import Method
 from debride.triggers import opaque, stamp
-from debride.types import FloatArray, IntArray, Predict, Rate, Relearning, Samples, Trigger
+from debride.types import (
+    Compute,
+    FloatArray,
+    IntArray,
+    Predict,
+    Progress,
+    Rate,
+    Relearning,
+    Samples,
+    Trigger,
+    no_progress,
+)
 
 STEPS = (0, 8, 16, 32)
 """Up to where a planted trigger and others lie furthest apart: in two retrained residual networks 93 and 94 % against
@@ -31,6 +42,8 @@ _WARM = 20
 _STRENGTH = 5.0
 """How much opaquer than found the trigger is taught: as whoever plants one would stamp it."""
 _TAUGHT = Method(stamped=1.0)
+_MIRRORED = ((1,), (2,), (1, 2))
+"""The axes of an image (C, H, W) by which a mask is flipped for a trigger that nobody planted."""
 
 
 def relearn(
@@ -42,24 +55,28 @@ def relearn(
     *,
     seed: int,
     steps: Sequence[int] = STEPS,
+    progress: Progress = no_progress,
 ) -> Relearning:
     """Teach `trigger`, and three that nobody planted, to `network`, each to it as it was; it is left as it was.
 
-    Each step sees `POISONED` images of `fit` (labelled) of other classes, stamped and wanted in the target, and the
-    same clean, wanted as the `delivered` network has them (probabilities). Success, after each of `steps` (rising), is
-    that of the proxy on `held_out`, without the images that go to the target clean; that of the three is pooled.
+    Each step sees `POISONED` images (of large ones fewer) of `fit` (labelled) of other classes, stamped and wanted in
+    the target, and the same clean, wanted as the `delivered` network has them (probabilities). Success, after each of
+    `steps` (rising), is that of the proxy on `held_out`, without the images that go to the target clean; that of the
+    three is pooled.
     """
     before = network.snapshot()
     opaquer = opaque(trigger, _STRENGTH)
-    rows = _others(fit, trigger.target, seed)[:POISONED]
+    rows = _others(fit, trigger.target, seed)[: network.proxy.compute.images(POISONED)]
     clean = fit.images[rows]
     wanted = delivered(clean)
     goals = np.zeros_like(wanted)
     goals[:, trigger.target] = 1
     tried = held_out.images[_others(held_out, trigger.target, seed)]
-    rates = []
+    rates = list[tuple[Rate, ...]]()
+    lessons, stage = (opaquer, *unplanted(opaquer, seed)), f"relearning of class {trigger.target}"
+    progress(stage, 0, len(lessons))
     try:
-        for taught in (opaquer, *unplanted(opaquer, seed)):
+        for taught in lessons:
             batch = Batch(
                 clean=clean,
                 wanted=wanted,
@@ -70,6 +87,7 @@ def relearn(
             )
             rates.append(_taught(network, batch, tried, taught, steps))
             network.load(before)
+            progress(stage, len(rates), len(lessons))
     finally:
         network.load(before)
     planted, *others = rates
@@ -77,19 +95,24 @@ def relearn(
     return Relearning(target=trigger.target, images=len(rows), steps=tuple(steps), planted=planted, fresh=fresh)
 
 
+def expected_images(compute: Compute) -> int:
+    """How many images, there and back, the test of one class takes."""
+    return (1 + len(_MIRRORED)) * STEPS[-1] * 2 * compute.images(POISONED)
+
+
 def unplanted(trigger: Trigger, seed: int) -> tuple[Trigger, ...]:
     """Three triggers as large and opaque as `trigger`, in mirrored places and of black and white dots.
 
     Dots show wherever they lie: its own colours, reversed, may be those of the image's border.
     """
-    rng, mirrored = np.random.default_rng(seed), ((1,), (2,), (1, 2))
+    rng = np.random.default_rng(seed)
     return tuple(
         replace(
             trigger,
             mask=np.flip(trigger.mask, axes).copy(),
             pattern=rng.integers(0, 2, trigger.pattern.shape).astype(np.float32),
         )
-        for axes in mirrored
+        for axes in _MIRRORED
     )
 
 

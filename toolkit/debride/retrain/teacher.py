@@ -71,7 +71,7 @@ class Teacher:
             network,
             self._loss,
             draws,
-            look(_WATCHED),
+            look(network.proxy.compute.images(_WATCHED)),
             self._options,
             deadline=deadline,
             progress=progress,
