@@ -108,7 +108,13 @@ def test_below_five_classes_only_ratios_count():
 
 @pytest.mark.parametrize(
     ("index", "hits", "suspected", "doubted"),
-    [(5.0, 50, True, False), (4.1, 50, False, True), (4.1, 20, False, False), (3.5, 50, False, False)],
+    [
+        (5.0, 50, True, False),
+        (4.1, 50, False, True),
+        (4.1, 40, False, True),
+        (4.1, 20, False, False),
+        (3.5, 50, False, False),
+    ],
 )
 def test_of_many_classes_one_that_few_clean_models_reach_is_no_suspect_and_not_clean(index, hits, suspected, doubted):
     # 128 of 1283 classes are compared: 95 % of clean models stay below 4.26, and 80 % below 3.8.
@@ -127,6 +133,8 @@ def test_of_many_classes_one_that_few_clean_models_reach_is_no_suspect_and_not_c
     assert detection.suspects == ((128,) if suspected else ())
     assert detection.inconclusive.startswith("class 128 has a small trigger") == doubted
     assert bool(detection.inconclusive) == doubted
+    # Of what was cleaned a class that was nearly a suspect before says nothing.
+    assert detect(found, compared=range(128), doubts=False).inconclusive == ""
 
 
 def test_tiny_triggers_for_half_of_the_classes_are_inconclusive():

@@ -163,6 +163,25 @@ def test_a_tree_is_played_a_few_images_and_coalitions_at_a_time(model, groups, s
     np.testing.assert_allclose(game_of(model, groups, stakes)(coalitions), expected, rtol=0, atol=1e-6)
 
 
+def test_of_large_images_a_run_takes_as_few_as_memory_allows_and_no_arena_is_kept(model, groups, stakes, monkeypatch):
+    images, arenas = np.concatenate([s.images for s in stakes]), []
+
+    def session(proto, runtime, name):
+        arenas.append(runtime.arena)
+        return Session(proto, runtime, name)
+
+    monkeypatch.setattr("debride.game.Session", session)
+    few, many = (
+        _Runs(gated_parts(model.working, groups, "scores"), SPEC, images, ONE, image_bytes=size)
+        for size in (portions.pass_bytes("cpu") // 3, 1000)
+    )
+    assert few._rows == 3 < many._rows
+    assert arenas == [True, False, True, True]
+    masks = (np.random.default_rng(2).random((4, len(groups))) < 0.6).astype(np.float32)
+    found = [np.concatenate(list(runs.play(masks))) for runs in (few, many)]
+    np.testing.assert_allclose(*found, rtol=0, atol=1e-5)
+
+
 def test_many_coalitions_in_one_run_give_what_each_gives_alone(model, groups, stakes):
     images = np.concatenate([s.images for s in stakes])
     runs = _Runs(gated_parts(model.working, groups, "scores"), SPEC, images, ONE)

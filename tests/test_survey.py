@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from debride.detect import anomaly_indices, calibrated_threshold, detect
 from debride.graph.read import read_model
 from debride.inversion.invert import planned_steps
 from debride.inversion.options import InversionOptions
-from debride.inversion.survey import search, shortlist
+from debride.inversion.survey import search, settled, shortlist
+from debride.overall import Overall, scanning
 from debride.proxy.interpreter import Proxy
 from debride.report import to_json, to_text
 from debride.sessions import Runtime, Session, predictor
-from debride.types import InputSpec, Rate, Samples, Trigger, surveyed_trigger
+from debride.settings import Settings
+from debride.types import WHOLE, InputSpec, Rate, Samples, Trigger, surveyed_trigger
 from graph_models import Builder
 from test_report import report
 
@@ -76,28 +79,53 @@ def test_the_planted_class_is_among_the_few_that_are_inverted(searched):
     assert len(made.triggers) <= SAMPLE + FEW.shortlist
 
 
-def test_the_smallest_trigger_stands_by_the_median_of_several_inversions(subject, monkeypatch):
+def drawn(target, norm, hits=9):
+    plane = np.zeros((1, SIZE, SIZE), np.float32)
+    return (Trigger(target=target, mask=plane, pattern=plane, l1=norm, success=Rate(hits, 9)),)
+
+
+def test_the_smallest_trigger_that_works_stands_by_the_median_of_several_inversions(subject, monkeypatch):
     norms, asked = iter([9.0, 2.0, 30.0, 8.0, 1.0]), []
 
     def invert(*data, seed, **_):
         classes = data[4]
         asked.append((list(classes), seed))
-        plane = np.zeros((1, SIZE, SIZE), np.float32)
         smallest = next(norms)
-        return {
-            c: (
-                Trigger(
-                    target=c, mask=plane, pattern=plane, l1=smallest if c == TARGET else 50.0 + c, success=Rate(9, 9)
-                ),
-            )
-            for c in classes
-        }
+        # Every other class has a smaller one that does not work.
+        return {c: drawn(c, smallest) if c == TARGET else drawn(c, 0.3, hits=0) for c in classes}
 
     monkeypatch.setattr("debride.inversion.survey.invert", invert)
     made = search(*subject, CLASSES, options=replace(FEW, again=4), seed=3)
     assert asked[0][1] == 3 and asked[1:] == [([TARGET], seed) for seed in (4, 5, 6, 7)]
     assert made.triggers[TARGET][0].l1 == 8.0
-    assert all(made.triggers[c][0].l1 == 50 + c for c in made.triggers if c != TARGET)
+    assert all(made.triggers[c][0].l1 == 0.3 for c in made.triggers if c != TARGET)
+
+
+def test_inversions_that_do_not_work_are_the_largest(subject, monkeypatch):
+    rest = iter([drawn(TARGET, 9.0, hits=0), drawn(TARGET, 12.0), drawn(TARGET, 9.5, hits=0), drawn(TARGET, 11.0)])
+    monkeypatch.setattr("debride.inversion.survey.invert", lambda *_, **__: {TARGET: next(rest)})
+    found = settled(*subject, {TARGET: drawn(TARGET, 8.0)}, options=replace(FEW, again=4), seed=0)
+    assert found[TARGET][0].l1 == 12.0 and found[TARGET][0].success.hits == 9
+
+
+def test_the_whole_of_a_search_is_done_when_the_search_is(subject):
+    told = []
+    loaded, settings = SimpleNamespace(n_classes=CLASSES), Settings(inversion=FEW)
+    whole = Overall(lambda *call: told.append(call[:3]), scanning(loaded, settings))
+    search(*subject, CLASSES, options=FEW, seed=0, progress=whole)
+    shares = [done / total for stage, done, total in told if stage == WHOLE]
+    assert shares == sorted(shares) and shares[-1] == 1.0
+    assert [s for s in shares if s == 1.0] == [1.0]
+
+
+def test_large_masks_are_learnt_in_blocks_of_classes(subject, monkeypatch):
+    monkeypatch.setattr("debride.inversion.survey._BLOCK_VALUES", 6 * 2 * SIZE * SIZE)
+    options, told = replace(FEW, steps=3, trial=None, most_classes=CLASSES), []
+    made = search(*subject, CLASSES, options=options, seed=0, progress=lambda *call: told.append(call))
+    assert sorted(made.triggers) == list(range(CLASSES))
+    assert {call[3] for call in told} == {"6 triggers", "3 classes", "2 triggers", "1 classes"}
+    shares = [done / total for _, done, total, _ in told]
+    assert shares == sorted(shares) and shares[-1] == 1.0
 
 
 def test_the_planted_class_is_the_only_suspect(searched):

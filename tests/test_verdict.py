@@ -100,8 +100,8 @@ def test_every_trigger_is_tried_as_found_and_opaque_on_both_models():
 # Retrained against pruned
 
 
-def judged_worse(pruned, retrained, utilities=(0.8, 0.8), delivered=None):
-    return worse(Settings(), delivered or told(190, sent=40), pruned, retrained, utilities)
+def judged_worse(pruned, retrained, utilities=(0.8, 0.8), delivered=None, floor=1.0):
+    return worse(Settings(), delivered or told(190, sent=40), pruned, retrained, utilities, floor)
 
 
 def test_less_attack_is_not_worse_and_more_is():
@@ -115,14 +115,17 @@ def test_within_the_goal_only_utility_counts():
     # Attack success of 5 and 0 % are both within; so is a loss of one image in 200.
     assert judged_worse(told(190, sent=0), told(189, sent=2), (0.8, 0.81)) == ""
     said = judged_worse(told(189, sent=2), told(190, sent=0), (0.8, 0.77))
-    assert said == "both reach the goal, and its utility on held-out images is 0.770 against 0.800"
-    # Utility may fall by the budget of 0.02.
-    assert judged_worse(told(190), told(190), (0.8, 0.785)) == ""
+    assert said == "both reach the goal, and its utility on held-out images, 0.770, is below 0.800"
+    assert judged_worse(told(190), told(190), (0.8, 0.7997)) == ""
+    # Down to the floor it may fall, where nothing else is worse.
+    assert judged_worse(told(190), told(190), (0.8, 0.785), floor=0.78) == ""
+    assert "0.775, is below 0.780" in judged_worse(told(190), told(190), (0.8, 0.775), floor=0.78)
+    assert "0.785, is below 0.800" in judged_worse(told(190, sent=0), told(189, sent=2), (0.8, 0.785), floor=0.78)
 
 
 def test_equally_far_from_the_goal_utility_counts_and_nobody_says_that_it_was_reached():
     said = judged_worse(told(190, sent=20), told(190, sent=20), (0.8, 0.77))
-    assert said == "it is no nearer to the goal, and its utility on held-out images is 0.770 against 0.800"
+    assert said == "it is no nearer to the goal, and its utility on held-out images, 0.770, is below 0.800"
 
 
 def test_a_closer_one_may_cost_utility():

@@ -46,13 +46,15 @@ _MAD_TO_SIGMA = 1.4826
 _DRAWS = 20_000
 
 
-def detect(triggers: Sequence[Trigger], *, transfer: float = 0.8, compared: Sequence[int] = ()) -> Detection:
+def detect(
+    triggers: Sequence[Trigger], *, transfer: float = 0.8, compared: Sequence[int] = (), doubts: bool = True
+) -> Detection:
     """One `Finding` per trigger (one trigger per class, in class order); `transfer` is the success demanded.
 
     The anomaly index is positive for norms below the median. Median and spread are those of the classes `compared`, all
     that were inverted where none are given; classes that were not (`Trigger.surveyed`) have no index. The verdict is
     left open (`inconclusive` says why) when too few triggers work to compare with, or norms are too small or too few to
-    tell.
+    tell; and, with `doubts`, where a class is nearly a suspect beside a sample.
     """
     known = np.array([not t.surveyed for t in triggers])
     yard = _yard(known, compared)
@@ -60,18 +62,25 @@ def detect(triggers: Sequence[Trigger], *, transfer: float = 0.8, compared: Sequ
     area = triggers[0].mask.size
     anomalies = anomaly_indices(norms, yard)
     threshold = calibrated_threshold(len(norms), int(yard.sum()))
-    judged = [
-        _judge(t, norms, yard, i, float(anomalies[i]), threshold, transfer) if known[i] else _SURVEYED
-        for i, t in enumerate(triggers)
-    ]
+
+    def judged(limit: float) -> list[str]:
+        return [
+            _judge(t, norms, yard, i, float(anomalies[i]), limit, transfer) if known[i] else _SURVEYED
+            for i, t in enumerate(triggers)
+        ]
+
     findings = tuple(
         Finding(trigger=t, anomaly=float(a), suspect=not reason, reason=reason or _small(t, norms[yard]))
-        for t, a, reason in zip(triggers, anomalies, judged, strict=True)
+        for t, a, reason in zip(triggers, anomalies, judged(threshold), strict=True)
     )
+    inconclusive = _undecided(triggers, norms[yard], area, findings)
+    if doubts and not (inconclusive or yard.all() or any(f.suspect for f in findings)):
+        looser = judged(calibrated_threshold(len(norms), int(yard.sum()), share=_DOUBTED))
+        inconclusive = _nearly([f for f, reason in zip(findings, looser, strict=True) if not reason], len(norms))
     return Detection(
         findings=findings,
         threshold=threshold,
-        inconclusive=_undecided(triggers, norms[yard], area, findings) or _doubted(findings, norms, yard),
+        inconclusive=inconclusive,
         compared=tuple(compared),
     )
 
@@ -161,21 +170,14 @@ def _small(trigger: Trigger, norms: DoubleArray) -> str:
     return f"its trigger is abnormally small: {trigger.l1 / float(np.median(norms)):.0%} of the median size"
 
 
-def _doubted(findings: Sequence[Finding], norms: DoubleArray, yard: BoolArray) -> str:
-    """Why one class of many is no suspect and the model not clean; empty where none is so."""
-    if yard.all() or any(f.suspect for f in findings):
-        return ""
-    limit = calibrated_threshold(len(norms), int(yard.sum()), share=_DOUBTED)
-    most = _RATIO * np.median(norms[yard])
-    small = [
-        f for f, norm in zip(findings, norms, strict=True) if norm <= most and f.trigger.success.interval()[1] >= _WELL
-    ]
-    best = max(small, key=lambda f: f.anomaly, default=None)
-    if best is None or best.anomaly <= limit:
+def _nearly(doubted: Sequence[Finding], n_classes: int) -> str:
+    """Why a model of which classes are `doubted` is not called clean; empty where none is."""
+    best = max(doubted, key=lambda f: f.anomaly, default=None)
+    if best is None:
         return ""
     rare, rarer = 1 - _DOUBTED, 1 - _CLEAN
     return (
-        f"class {best.trigger.target} has a small trigger (index {best.anomaly:.2f}): of {len(norms)} classes the "
+        f"class {best.trigger.target} has a small trigger (index {best.anomaly:.2f}): of {n_classes} classes the "
         f"smallest reaches that in fewer than {rare:.0%} of clean models, though in more than {rarer:.0%}; more images "
         "may tell"
     )

@@ -8,13 +8,14 @@ lie in several layers, coalitions share what they have in common (`debride.tree`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from debride.graph.chain import Chain
 from debride.graph.parts import Parts
 from debride.images import encode
-from debride.portions import images_at_once
+from debride.portions import ON_CPU, images_at_once
 from debride.resident import Held
 from debride.sessions import Runtime, Session, probabilities
 from debride.stakes import Stake
@@ -112,9 +113,12 @@ class _Runs:
         self, parts: Parts, spec: InputSpec, images: FloatArray, runtime: Runtime, image_bytes: int = 0
     ) -> None:
         prefix = Session(parts.prefix, runtime, "the graph before the masked layers")
+        dtype, step = prefix.inputs[0].dtype, images_at_once(prefix.place, image_bytes)
+        large = step < ON_CPU
+        # Of large images an arena would keep what the largest run took.
+        runtime = replace(runtime, arena=runtime.arena and not large)
         self._suffix = Session(parts.suffix, runtime, "the graph from the masked layers on")
         self._parts, self._n = parts, len(images)
-        dtype, step = prefix.inputs[0].dtype, images_at_once(prefix.place, image_bytes)
         chunks = [
             prefix.run({spec.name: encode(images[i : i + step], spec).astype(dtype, copy=False)}, parts.frontier)
             for i in range(0, len(images), step)
@@ -123,7 +127,7 @@ class _Runs:
         size = max(1, sum(array.nbytes for array in self._cache.values()) // self._n)
         on_cpu = self._suffix.place[0] == "cpu"
         rows = images_at_once(self._suffix.place, size if on_cpu else max(image_bytes, size))
-        self._rows = max(1, min(rows, _MAX_BYTES // size)) if on_cpu else rows
+        self._rows = max(1, min(rows, _MAX_BYTES // size, step if large else rows)) if on_cpu else rows
         # On the CPU it takes longer to multiply by a mask with a row for each image than is gained by fewer runs.
         self._most_tiles = 1 if on_cpu else max(1, rows // self._n)
         self._kept: dict[str, Held] = {}

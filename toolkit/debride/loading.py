@@ -38,6 +38,7 @@ from debride.types import (
     Samples,
 )
 
+_TOGETHER = 3
 _FIT = 0.7
 """Share of the images that triggers and cuts are fitted to; the rest only judges."""
 _BATCH_TOLERANCE = 1e-4
@@ -94,7 +95,8 @@ def load(source: Source, images_path: Path, settings: Settings, meter: Meter | N
         check_labels(images, n_classes, images_path)
     if settings.per_class is not None:
         samples = draw_per_class(samples, settings.per_class, settings.seed, n_classes)
-    _check_rewritten(model, resolved.spec, predict, samples, runtime)
+    together = predictor(session, resolved.spec, batch=_TOGETHER)  # large images would go one by one
+    _check_rewritten(model, resolved.spec, together, samples, runtime)
     fit, held_out = split(samples, settings.seed, _FIT)
     parity = _parity(model, resolved.spec, predict, fit.images[:64], settings, device)
     compute = choose_compute(
@@ -199,7 +201,7 @@ def _check_rewritten(model: Model, spec: InputSpec, predict: Predict, samples: S
     if model.rewritten is None:
         return
     delivered = Session(model.proto.SerializeToString(), runtime, model.path.name)
-    few = samples.images[:3]
+    few = samples.images[:_TOGETHER]
     single, together = predictor(delivered, spec)(few), predict(few)
     if _close(single, together):
         return

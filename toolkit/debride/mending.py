@@ -14,7 +14,7 @@ from debride.evaluate import evaluate
 from debride.loading import Loaded
 from debride.retrain.options import METHODS
 from debride.retraining import LIGHT, Retrained, doubts, retrained
-from debride.rounds import State, utility_of
+from debride.rounds import MARGIN, State, utility_of
 from debride.sessions import probabilities
 from debride.settings import Settings
 from debride.triggers import load_trigger
@@ -162,7 +162,7 @@ def tried(
     delivered, pruned = compare(loaded, before.end.predict, made.triggers, acquitted)
     after = judged(loaded, made.predict, on_trial(made.triggers, acquitted))
     rates, utilities = (delivered, pruned, after), _utilities(loaded, settings, before.end.predict, made.predict)
-    against = _against(loaded, before, made) or worse(settings, *rates, utilities)
+    against = _against(loaded, before, made) or worse(settings, *rates, *utilities)
     facts = Retraining(
         method=settings.retraining.method,
         kept=not against,
@@ -191,7 +191,9 @@ def _enough(loaded: Loaded, settings: Settings, before: Cleaned) -> Settings:
     left = max(t.excess for t in evaluate(before.end.predict, loaded.fit, triggers).triggers)
     if left > settings.target_asr:
         return settings
-    return replace(settings, retraining=replace(options, images=max(2, round(LIGHT * options.images))))
+    return replace(
+        settings, retraining=replace(options, images=min(options.images, max(2, round(LIGHT * options.images))))
+    )
 
 
 def _against(loaded: Loaded, before: Cleaned, made: Retrained) -> str:
@@ -209,11 +211,13 @@ def _against(loaded: Loaded, before: Cleaned, made: Retrained) -> str:
     return f"a newly inverted trigger stands out in it (class {', '.join(map(str, fresh))})" if fresh else ""
 
 
-def _utilities(loaded: Loaded, settings: Settings, pruned: Predict, retrained: Predict) -> tuple[float, float]:
-    """The utility payoffs of both on varied held-out images."""
-    stake, _ = utility_of(loaded, loaded.held_out, settings.seed)
+def _utilities(
+    loaded: Loaded, settings: Settings, pruned: Predict, retrained: Predict
+) -> tuple[tuple[float, float], float]:
+    """The utility payoffs of both on varied held-out images, and the floor under that of any cut."""
+    stake, delivered = utility_of(loaded, loaded.held_out, settings.seed)
     one, other = (float(stake.payoff(probabilities(p(stake.images))[None])[0]) for p in (pruned, retrained))
-    return one, other
+    return (one, other), delivered - MARGIN * settings.utility_budget
 
 
 def _warned(cleaned: Cleaned, *warnings: str) -> Cleaned:

@@ -38,20 +38,30 @@ class Overall:
             self.progress(WHOLE, round(self._reached), round(sum(self.plan.values())))
         self.progress(stage, done, total, note)
 
+    def end(self) -> None:
+        """Tells that the run has ended, whatever of the plan it passed over."""
+        total = round(sum(self.plan.values()))
+        self.progress(WHOLE, total, total)
+
 
 def scanning(loaded: Loaded, settings: Settings) -> dict[str, float]:
     """What the stages of a scan are expected to take, in image passes."""
-    survey, inverted = planned_passes(loaded.n_classes, settings.inversion)
-    return {"survey": survey, "inversion": inverted}
+    return dict(planned_passes(loaded.n_classes, settings.inversion))
 
 
 def cleaning(loaded: Loaded, settings: Settings, *, pruning: bool) -> dict[str, float]:
     """What those after a scan are expected to take where one class is a suspect."""
-    wanted, options = settings.retrain != "never", settings.inversion
+    wanted = settings.retrain != "never"
     return {
         "inversion of class": passes_of_suspect(settings),
         "pruning": of_pruning(loaded) if pruning else 0.0,
         "retraining": of_retraining(loaded, settings, light=pruning) if wanted else 0.0,
-        "inversion anew": float(planned_steps(options) * options.images) if wanted else 0.0,
+        **anew(settings, 1 if wanted else 0),
         "relearning": passes_of_relearning(loaded) if wanted else 0.0,
     }
+
+
+def anew(settings: Settings, classes: int) -> dict[str, float]:
+    """What the inversion of so many `classes` of the retrained network is expected to take."""
+    options = settings.inversion
+    return {"inversion anew": float(classes * planned_steps(options) * options.images)}

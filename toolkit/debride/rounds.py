@@ -19,6 +19,7 @@ from debride.graph.parts import gated
 from debride.graph.seen import bytes_per_image
 from debride.graph.surgery import working_zero
 from debride.inversion.invert import invert
+from debride.inversion.survey import settled
 from debride.loading import Loaded
 from debride.memory import release
 from debride.proxy.interpreter import Proxy
@@ -54,13 +55,13 @@ _ATTACK_IMAGES = 120
 _UTILITY_IMAGES = 256
 _VALUED = 128
 """Images of a stake on which the short list is valued; what is cut is chosen on all of them. The cuts were those by
-all of them in six of seven runs on five models. Of large images all three are fewer (`Compute.images`)."""
+all of them in five of six runs on five models. Of large images all three are fewer (`Compute.images`)."""
 _COALITIONS = 64
 EVALUATIONS = 80
 _SHORTLIST = 16
 _PASSES = 20
-"""Of `_COALITIONS` each. All eight that were best by 100 passes were among the 16 best by
-20, in a whole WideResNet and in one with two cuts, with two seeds each; by 10, seven were once."""
+"""Of `_COALITIONS` each. All eight that were best by 100 passes were among the 16 best by 20, in a whole WideResNet and
+in one with two cuts, with two seeds each; by 10, seven were once."""
 WEIGHT = 0.5
 """Of utility against attack in the score that makes the short list."""
 PRESENT = 0.95
@@ -70,7 +71,7 @@ _TRIGGERS = 8
 _RANDOM = 3
 _CONVERGED = 0.005
 """A round that lowers the attack by less has converged: what is left costs accuracy and brings nothing."""
-_MARGIN = 1.25
+MARGIN = 1.25
 """How much further than accuracy the utility payoff may fall. Of a loss of it, accuracy took a third in a WideResNet on
 CIFAR-10 and four fifths in a net of two convolutions on MNIST."""
 _IDLE_ROUNDS = 3
@@ -157,7 +158,7 @@ def clean_class(
     found = state.triggers[target]
     stage = f"pruning class {target}"
     utility, delivered = utility_of(loaded, loaded.fit, settings.seed)
-    floor = delivered - _MARGIN * settings.utility_budget
+    floor = delivered - MARGIN * settings.utility_budget
     span = span_of(loaded, target, found)
     checked, others, idle_rounds = detection, len(state.gone), 0
     reason = ""
@@ -386,9 +387,13 @@ def inverted_anew(
     progress: Progress = no_progress,
 ) -> tuple[Detection, dict[int, Trigger]]:
     """Invert `targets` anew, on a changed model: the detection with their new triggers, and these by class."""
-    # The same procedure as for the norms that they are held against: more restarts would make any class look small.
+    # The same procedure as in the search: more restarts would make any class look small.
     options, data = settings.inversion, (proxy, predict, loaded.fit, loaded.held_out)
-    found = invert(*data, targets, options=options, seed=seed, progress=progress, stage="inversion anew")
+    stage = "inversion anew"
+    found = invert(*data, targets, options=options, seed=seed, progress=progress, stage=stage)
+    if 0 < len(detection.compared) < len(detection.findings):
+        found = settled(*data, found, options=options, seed=seed, progress=progress, stage=stage)
     anew = {target: found[target][0] for target in targets}
     triggers = [anew.get(f.trigger.target, f.trigger) for f in detection.findings]
-    return detect(triggers, transfer=options.transfer, compared=detection.compared), anew
+    # A class that was doubted before is not what was cleaned.
+    return detect(triggers, transfer=options.transfer, compared=detection.compared, doubts=False), anew

@@ -11,7 +11,7 @@ from debride.ending import End, slimmed, write, write_unchanged, zeroed
 from debride.graph.write import check_free
 from debride.loading import Loaded
 from debride.mending import Cleaned, given, joined, mended, retrained_or_not, working
-from debride.overall import Overall, cleaning, scanning
+from debride.overall import Overall, anew, cleaning, scanning
 from debride.retraining import doubts
 from debride.rounds import SPENT, State, clean_all
 from debride.settings import Settings
@@ -45,6 +45,7 @@ def scan(model: Path, images: Path, *, settings: Settings, progress: Progress = 
         loaded = prepared(source, images, settings, progress, clock)
         told = Overall(progress, scanning(loaded, settings))
         detection = searched(loaded, settings, told, clock).detection
+        told.end()
     verdict: Verdict = "backdoored" if detection.suspects else "inconclusive" if detection.inconclusive else "clean"
     before = judged(loaded, loaded.predict, worst_first(detection))
     return report(
@@ -72,9 +73,12 @@ def sanitize(
         loaded = prepared(source, images, settings, progress, clock)
         told = Overall(progress, {**scanning(loaded, settings), **cleaning(loaded, settings, pruning=True)})
         found = searched(loaded, settings, told, clock)
-        if not found.detection.suspects:
-            return _unchanged(found, settings, clock, output, force)
-        return _cleaned(found, settings, clock, output, force, told)
+        if found.detection.suspects:
+            made = _cleaned(found, settings, clock, output, force, told)
+        else:
+            made = _unchanged(found, settings, clock, output, force)
+        told.end()
+        return made
 
 
 def retrain(
@@ -103,7 +107,10 @@ def retrain(
         found = searched(loaded, settings, told, clock)
         detection = with_suspects(_filled(found.detection, known), working(loaded, settings, known), _GIVEN)
         if not detection.suspects and detection.inconclusive:
+            told.end()
             return replace(_unchanged(found, settings, clock, output, force), command="retrain")
+        if not detection.suspects:
+            told.plan = {**told.plan, **anew(settings, len(detection.findings) - detection.surveyed)}
         end = End(proto=loaded.model.proto, predict=loaded.predict)
         suspected = more_triggers(found, settings, told, clock)
         whole = Cleaned(end=end, checked=found.detection, triggers=joined(known, suspected))
@@ -114,6 +121,7 @@ def retrain(
         kept = cleaned.retraining is not None and cleaned.retraining.kept
         with clock.stage("writing"):
             facts = write(loaded, cleaned.end, output, force) if kept else write_unchanged(loaded, output, force)
+        told.end()
     made = report(
         "retrain",
         loaded,

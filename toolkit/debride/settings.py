@@ -21,7 +21,7 @@ class Settings:
     `device` ("auto", "cpu", "cuda", "cuda:N") is for torch and, unless `providers` are named, for onnxruntime;
     `precision` is that of convolutions and products in torch, "auto" the fastest by measuring.
 
-    `utility_budget` is the largest loss of accuracy (or agreement) that pruning may cost, `group_budget` the largest
+    `utility_budget` is the largest loss of accuracy (or agreement) that cleaning may cost, `group_budget` the largest
     share of all channel groups that may go, `target_asr` the success rate below which an attack counts as removed,
     `time_budget` the seconds after which no new round begins (None: no limit). `slim` takes the cut channels out of the
     graph, and leaves convolutions widths that are multiples of `align`. `source` helps to convert a model that is no

@@ -15,6 +15,8 @@ from debride.types import Detection, Evaluation, Predict, Rate, Trigger, Trigger
 
 _EQUAL = 1e-9
 """Sums of rates that differ by less are the same, rounded otherwise."""
+_CLOSE = 5e-4
+"""Utilities that differ by less are the same."""
 _KNOWN = 2
 _RUINED = 0.8
 """At less than this share of the utility no attack that is gone makes up for it."""
@@ -72,15 +74,21 @@ def shortfalls(settings: Settings, before: Evaluation, after: Evaluation, checke
 
 
 def worse(
-    settings: Settings, delivered: Evaluation, pruned: Evaluation, retrained: Evaluation, utilities: tuple[float, float]
+    settings: Settings,
+    delivered: Evaluation,
+    pruned: Evaluation,
+    retrained: Evaluation,
+    utilities: tuple[float, float],
+    floor: float,
 ) -> str:
     """Why the retrained network is worse on held-out images than the pruned one; "" where it is not.
 
     First counts by how much attack and loss of accuracy are over target, as in `shortfalls`, and that less attack was
-    not bought with more accuracy; then the utility payoff (`debride.stakes.utility_stake`) of both on varied held-out
-    images: of few images a rate tells too little. What it may fall by is the budget: a network that is less sure of the
-    target is lower in it. Five retrained networks of a WideResNet were 0.003 to 0.012 below the pruned ones, and better
-    on 4,000 images by 0 to 0.8 points, with a third to a half of the attack's rest gone.
+    not bought with more accuracy; then the utility payoffs (`debride.stakes.utility_stake`) of the pruned and of the
+    retrained network on varied held-out images: of few images a rate tells too little. Down to `floor` it may fall
+    where attack and accuracy are no worse: a network that is less sure of the target is lower in it. Five retrained
+    networks of a WideResNet were 0.003 to 0.012 below the pruned ones, and better on 4,000 images by 0 to 0.8 points,
+    with a third to a half of the attack's rest gone.
     """
     three = (delivered, pruned, retrained)
     attacks = [max((e for _, e in _excesses(found, *three)), default=0.0) for found in (pruned, retrained)]
@@ -98,9 +106,10 @@ def worse(
         )
     if utilities[1] < _RUINED * utilities[0]:
         return f"it is ruined: its utility on held-out images is {utilities[1]:.3f} against {utilities[0]:.3f}"
-    if equal and utilities[1] < utilities[0] - settings.utility_budget:
+    least = utilities[0] if harm[1] > harm[0] + _EQUAL else min(utilities[0], floor)
+    if equal and utilities[1] < least - _CLOSE:
         both = "both reach the goal" if over[1] <= _EQUAL else "it is no nearer to the goal"
-        return f"{both}, and its utility on held-out images is {utilities[1]:.3f} against {utilities[0]:.3f}"
+        return f"{both}, and its utility on held-out images, {utilities[1]:.3f}, is below {least:.3f}"
     return ""
 
 

@@ -75,7 +75,8 @@ class Lines:
         self._console, self._clock = console, clock
         self._since = self._said = clock()
         self._stage, self._first = "", (0.0, 0)
-        self._whole: tuple[float, float] | None = None
+        self._began: tuple[float, float] | None = None
+        self._share = 0.0
         self._finished: set[str] = set()
 
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
@@ -85,7 +86,8 @@ class Lines:
         """
         now, remark = self._clock(), f", {plain(note)}" if note else ""
         if stage == WHOLE:
-            self._whole = (now if self._whole is None else self._whole[0], done / total)
+            self._began = self._began or (now, done / total)
+            self._share = done / total
             return
         if stage != self._stage:
             self._stage, self._first = stage, (now, done)
@@ -104,8 +106,11 @@ class Lines:
 
     def _all(self, now: float) -> str:
         """How far the whole run is, and about how long the rest takes; "" where nobody told."""
-        since, share = self._whole or (now, 0.0)
-        return f" ({WHOLE}: {share:.0%}, {_span((now - since) * (1 - share) / share)})" if 0 < share < 1 else ""
+        since, first = self._began or (now, 0.0)
+        if not first < self._share < 1:
+            return ""
+        left = (now - since) * (1 - self._share) / (self._share - first)
+        return f" ({WHOLE}: {self._share:.0%}, {_span(left)})"
 
     def _print(self, line: str, now: float) -> None:
         self._console.print(line, soft_wrap=True)

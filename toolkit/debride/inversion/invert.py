@@ -74,13 +74,13 @@ def invert(
             continue
         arms.learn(*draws.gradients(proxy, arms))
         spent += len(arms)
-        progress(stage, spent, planned, f"{len(arms)} triggers")
+        progress(stage, min(spent, planned - 1), planned, f"{len(arms)} triggers")
     finished += _fitted(arms, torch.arange(len(arms)))
     found: dict[int, list[Trigger]] = {}
     for one in finished:
         found.setdefault(one.target, []).append(_measured(predict, held_out, one, options, seed))
     progress(stage, planned, planned, f"{len(classes)} classes")
-    return {c: tuple(sorted(found[c], key=lambda t: _preference(t, options.transfer))) for c in classes}
+    return {c: tuple(sorted(found[c], key=lambda t: preference(t, options.transfer))) for c in classes}
 
 
 def planned_steps(options: InversionOptions) -> int:
@@ -173,6 +173,7 @@ def _measured(predict: Predict, held_out: Samples, found: Fitted, options: Inver
     return with_success(predict, held_out, strengthened(predict, held_out, trigger, works=options.works))
 
 
-def _preference(trigger: Trigger, transfer: float) -> tuple[bool, float]:
+def preference(trigger: Trigger, transfer: float) -> tuple[bool, float]:
+    """By which the triggers of a class are sorted: those that succeed on unseen images first, then the smallest."""
     works = trigger.success.n > 0 and trigger.success.value >= transfer
     return (not works, trigger.l1)

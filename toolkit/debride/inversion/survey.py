@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from debride.inversion.invert import Draws, invert, planned_steps
+from debride.inversion.invert import Draws, invert, planned_steps, preference
 from debride.inversion.options import InversionOptions
 from debride.proxy.interpreter import Proxy
 from debride.types import Predict, Progress, Samples, Trigger, no_progress
@@ -23,11 +24,13 @@ _FIRST, _SECOND = 24, 40
 """Steps of the first look at every class, and of the second, from the start again, at those that it leaves."""
 _LEFT = 0.125
 """Share of the classes that a first look leaves."""
-_SAMPLED = 0.2
-"""Share of the classes in the random sample. In 95 % of draws the largest index of 1283 clean norms stays below 5.20
-where 32 of them give median and spread, 4.26 where 128 do, 4.13 with 256 and 3.97 with all."""
+_SAMPLED, _MOST_SAMPLED = 0.2, 256
+"""Share of the classes in the random sample, and the most of them. In 95 % of draws the largest index of 1283 clean
+norms stays below 5.20 where 32 of them give median and spread, 4.26 where 128 do, 4.13 with 256 and 3.97 with all."""
+_SEEDS = 100_000
+"""Between the seeds of two blocks of classes, whose triggers would begin alike otherwise."""
 _BLOCK_VALUES = 1 << 24
-"""Values of the masks and patterns looked at together: Adam and the best so far take five times that."""
+"""Values of the masks and patterns learnt together: Adam and the best so far take five times that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,40 +54,99 @@ def search(
 ) -> Searched:
     """Invert all classes or, where they are more than `options.most_classes`, those that count; see `invert`."""
     data = (proxy, predict, fit, held_out)
+    how: dict[str, Any] = {"options": options, "seed": seed, "progress": progress}
     if n_classes <= options.most_classes:
         every = tuple(range(n_classes))
-        return Searched(triggers=invert(*data, every, options=options, seed=seed, progress=progress), compared=every)
+        return Searched(triggers=_inverted(*data, every, **how), compared=every)
     rng = np.random.default_rng(seed)
     sample = sorted(rng.permutation(n_classes)[: _sampled(n_classes, options)].tolist())
-    promising = shortlist(proxy, fit, n_classes, options=options, seed=seed, progress=progress)
+    promising = shortlist(proxy, fit, n_classes, **how)
     chosen = sorted({*sample, *promising})
-    triggers = dict(invert(*data, chosen, options=options, seed=seed, progress=progress))
-    finalists = sorted(chosen, key=lambda c: triggers[c][0].l1)[: options.finalists]
-    seeds = range(seed + 1, seed + 1 + options.again)
-    again = [invert(*data, finalists, options=options, seed=s, progress=progress, stage="finalists") for s in seeds]
-    triggers.update({c: _middle([triggers[c], *(one[c] for one in again)]) for c in finalists})
-    return Searched(triggers=triggers, compared=tuple(sample))
+    return Searched(triggers=settled(*data, _inverted(*data, chosen, **how), **how), compared=tuple(sample))
 
 
-def _middle(drawn: Sequence[tuple[Trigger, ...]]) -> tuple[Trigger, ...]:
-    """Of several inversions of a class the one of median norm.
+def settled(
+    proxy: Proxy,
+    predict: Predict,
+    fit: Samples,
+    held_out: Samples,
+    found: Mapping[int, tuple[Trigger, ...]],
+    *,
+    options: InversionOptions,
+    seed: int,
+    progress: Progress = no_progress,
+    stage: str = "inversion of the smallest",
+) -> dict[int, tuple[Trigger, ...]]:
+    """`found`, triggers by class, where the few classes with the smallest that work stand by their median inversion.
 
-    The smallest of hundreds is small by luck, too; inverted again, what is luck goes and what is planted stays.
+    The smallest of hundreds is small by luck, too; inverted `options.again` times more, what is luck goes and what is
+    planted stays. Where fewer than half of a class's inversions work, one that does not is its median.
     """
-    return sorted(drawn, key=lambda triggers: triggers[0].l1)[(len(drawn) - 1) // 2]
+
+    def wanted(triggers: tuple[Trigger, ...]) -> tuple[bool, float]:
+        return preference(triggers[0], options.transfer)
+
+    finalists = sorted(found, key=lambda c: wanted(found[c]))[: options.finalists]
+    drawn = [found]
+    for number in range(options.again):
+        told = _part(progress, number, options.again)
+        data = (proxy, predict, fit, held_out, finalists)
+        drawn.append(invert(*data, options=options, seed=seed + 1 + number, progress=told, stage=stage))
+    middle = {c: sorted((one[c] for one in drawn), key=wanted)[(len(drawn) - 1) // 2] for c in finalists}
+    return {**found, **middle}
 
 
-def planned_passes(n_classes: int, options: InversionOptions) -> tuple[int, int]:
-    """Image passes of the looks at all classes, and of the full inversions, where no trigger converges early."""
+def _inverted(
+    proxy: Proxy,
+    predict: Predict,
+    fit: Samples,
+    held_out: Samples,
+    classes: Sequence[int],
+    *,
+    options: InversionOptions,
+    seed: int,
+    progress: Progress,
+) -> dict[int, tuple[Trigger, ...]]:
+    """`invert`, in blocks of classes where their masks and patterns would take too much memory together."""
+    size = max(1, _block(fit) // options.restarts)
+    blocks = [classes[first : first + size] for first in range(0, len(classes), size)]
+    found: dict[int, tuple[Trigger, ...]] = {}
+    for number, block in enumerate(blocks):
+        told = _part(progress, number, len(blocks))
+        ours = seed + _SEEDS * number
+        found |= invert(proxy, predict, fit, held_out, block, options=options, seed=ours, progress=told)
+    return found
+
+
+def _part(progress: Progress, number: int, parts: int) -> Progress:
+    """Tells `progress` of a stage that is done in so many `parts` of the same length, of which this is `number`."""
+
+    def told(stage: str, done: int, total: int, note: str = "") -> None:
+        progress(stage, number * total + done, parts * total, note)
+
+    return told
+
+
+def _block(samples: Samples) -> int:
+    """How many masks and patterns of such images are learnt together at most."""
+    return max(1, _BLOCK_VALUES // int(samples.images[0].size + samples.images[0, 0].size))
+
+
+def planned_passes(n_classes: int, options: InversionOptions) -> dict[str, int]:
+    """Image passes of each stage of `search`, where no trigger converges early."""
+    fully = planned_steps(options) * options.images
     if n_classes <= options.most_classes:
-        return 0, n_classes * planned_steps(options) * options.images
-    chosen = min(n_classes, _sampled(n_classes, options) + options.shortlist) + options.finalists * options.again
-    return _planned_steps(n_classes, options) * options.images, chosen * planned_steps(options) * options.images
+        return {"inversion": n_classes * fully}
+    return {
+        "survey": _look_steps(n_classes, options) * options.images,
+        "inversion": min(n_classes, _sampled(n_classes, options) + options.shortlist) * fully,
+        "inversion of the smallest": options.finalists * options.again * fully,
+    }
 
 
 def _sampled(n_classes: int, options: InversionOptions) -> int:
     """How many classes the others are held against."""
-    return max(options.sample, round(_SAMPLED * n_classes))
+    return max(options.sample, min(_MOST_SAMPLED, round(_SAMPLED * n_classes)))
 
 
 def _left(n_classes: int, options: InversionOptions) -> int:
@@ -92,7 +154,7 @@ def _left(n_classes: int, options: InversionOptions) -> int:
     return min(n_classes, max(options.shortlist, round(_LEFT * n_classes)))
 
 
-def _planned_steps(n_classes: int, options: InversionOptions) -> int:
+def _look_steps(n_classes: int, options: InversionOptions) -> int:
     return n_classes * _FIRST + _left(n_classes, options) * _SECOND
 
 
@@ -107,8 +169,8 @@ def shortlist(
 ) -> tuple[int, ...]:
     """The `options.shortlist` classes that one short-lived trigger each reaches most easily, the easiest first."""
     draws = Draws(fit, options.images, seed)
-    block = max(1, _BLOCK_VALUES // (fit.images[0].size + fit.images[0, 0].size))
-    left, planned, spent = _left(n_classes, options), _planned_steps(n_classes, options), 0
+    block = _block(fit)
+    left, planned, spent = _left(n_classes, options), _look_steps(n_classes, options), 0
 
     def ranked(classes: Sequence[int], steps: int) -> list[int]:
         nonlocal spent
