@@ -344,12 +344,12 @@ def test_weights_that_changed_before_any_good_step_are_not(loaded, pruned, made,
     ("attacked", "options", "images"),
     [
         (True, {}, 32),
-        (False, {}, 12),
+        (False, {}, 16),
         # These know of no trigger, so that it says nothing of what they have to learn.
         (False, {"method": "fine-tune"}, 32),
     ],
 )
-def test_where_no_trigger_works_any_more_a_step_sees_three_eighths_of_the_images(
+def test_where_no_trigger_works_any_more_a_step_sees_half_of_the_images(
     loaded, pruned, made, monkeypatch, attacked, options, images
 ):
     def never(shown):

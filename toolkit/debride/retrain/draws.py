@@ -15,7 +15,7 @@ from debride.types import BoolArray, FloatArray, IntArray, Predict, Samples, Tri
 
 _MIXED = 0.5
 """Share of the images that another shines through; the rest show a rectangle of another."""
-_VALUES = 64 * 3 * 64 * 64
+_VALUES = 32 * 3 * 64 * 64
 """Pixels of the clean images in one part of a batch."""
 STAMPED = 0.5
 """Stamped images as a share of the clean ones, at most. Three retrainings of nets of two convolutions, 400 steps each,

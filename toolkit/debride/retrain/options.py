@@ -47,7 +47,7 @@ METHODS: Mapping[MethodName, Method] = MappingProxyType(
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrainOptions:
     """`method` by name, at most `steps` updates at `rate` (Adam's, at its highest), with `images` clean images each:
-    three eighths as many where no trigger works any more before the first step, and there is little to unlearn; and of
+    half as many where no trigger works any more before the first step, and there is little to unlearn; and of
     large images down to half as many (`Compute.images`).
 
     `statistics` says whether the running mean and variance of batch normalisation are kept or, before the first step,

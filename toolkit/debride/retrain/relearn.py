@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from debride.memory import release
 from debride.retrain.draws import Batch
 from debride.retrain.loss import Loss, set_gradients
 from debride.retrain.network import Network
@@ -87,6 +88,7 @@ def relearn(
             )
             rates.append(_taught(network, batch, tried, taught, steps))
             network.load(before)
+            release()
             progress(stage, len(rates), len(lessons))
     finally:
         network.load(before)
