@@ -19,7 +19,7 @@ from debride.proxy.interpreter import Proxy
 from debride.report import to_json, to_text
 from debride.sessions import Runtime, Session, predictor
 from debride.settings import Settings
-from debride.types import WHOLE, InputSpec, Rate, Samples, Trigger, surveyed_trigger
+from debride.types import WHOLE, InputSpec, Rate, Repeated, Samples, Trigger, surveyed_trigger
 from graph_models import Builder
 from test_report import report
 
@@ -69,7 +69,7 @@ def searched(subject):
 def found_in(searched):
     made, _ = searched
     best = [made.triggers[c][0] if c in made.triggers else surveyed_trigger(c, (1, SIZE, SIZE)) for c in range(CLASSES)]
-    return detect(best, compared=made.compared)
+    return detect(best, compared=made.compared, repeated=made.repeated)
 
 
 def test_the_planted_class_is_among_the_few_that_are_inverted(searched):
@@ -104,7 +104,10 @@ def test_the_smallest_trigger_that_works_stands_by_the_median_of_several_inversi
 def test_inversions_that_do_not_work_are_the_largest(subject, monkeypatch):
     rest = iter([drawn(TARGET, 9.0, hits=0), drawn(TARGET, 12.0), drawn(TARGET, 9.5, hits=0), drawn(TARGET, 11.0)])
     monkeypatch.setattr("debride.inversion.survey.invert", lambda *_, **__: {TARGET: next(rest)})
-    found = settled(*subject, {TARGET: drawn(TARGET, 8.0)}, options=replace(FEW, again=4), seed=0)
+    found, repeated = settled(*subject, {TARGET: drawn(TARGET, 8.0)}, options=replace(FEW, again=4), seed=0)
+    # Of the later four, two work.
+    assert (repeated.classes, repeated.times, repeated.freedom) == ((TARGET,), 4, 1)
+    assert repeated.scatter == pytest.approx(np.log(12 / 11) / 2**0.5)
     assert found[TARGET][0].l1 == 12.0 and found[TARGET][0].success.hits == 9
 
 
@@ -119,7 +122,7 @@ def test_the_whole_of_a_search_is_done_when_the_search_is(subject):
 
 
 def test_large_masks_are_learnt_in_blocks_of_classes(subject, monkeypatch):
-    monkeypatch.setattr("debride.inversion.survey._BLOCK_VALUES", 6 * 2 * SIZE * SIZE)
+    monkeypatch.setattr("debride.inversion.invert._BLOCK_VALUES", 6 * 2 * SIZE * SIZE)
     options, told = replace(FEW, steps=3, trial=None, most_classes=CLASSES), []
     made = search(*subject, CLASSES, options=options, seed=0, progress=lambda *call: told.append(call))
     assert sorted(made.triggers) == list(range(CLASSES))
@@ -157,7 +160,7 @@ def test_the_planted_class_comes_first_in_the_short_list(subject):
 
 
 def test_blocks_of_classes_give_a_list_too(subject, monkeypatch):
-    monkeypatch.setattr("debride.inversion.survey._BLOCK_VALUES", 11 * 2 * SIZE * SIZE)
+    monkeypatch.setattr("debride.inversion.invert._BLOCK_VALUES", 11 * 2 * SIZE * SIZE)
     assert shortlist(subject[0], subject[2], CLASSES, options=FEW, seed=1)[0] == TARGET
 
 
@@ -170,10 +173,12 @@ def test_the_report_says_how_many_classes_were_only_looked_at(searched):
     detection = found_in(searched)
     document = json.loads(to_json(report(detection=detection)))
     assert document["compared"] == list(detection.compared)
+    assert document["repeated"]["classes"] == [TARGET] and document["repeated"]["times"] == FEW.again
     left = [t for t in document["triggers"] if t["l1"] is None]
     assert len(left) == detection.surveyed and {t["anomaly"] for t in left} == {None}
     text = " ".join(to_text(report(detection=detection)).split())
     assert f"{detection.surveyed} of {CLASSES} classes were looked at briefly" in text
+    assert "1 class with the smallest stand" in text and "by the median of 3 inversions" in text
 
 
 @pytest.mark.parametrize(("n_classes", "compared"), [(100, 32), (1283, 32)])
@@ -182,6 +187,48 @@ def test_the_threshold_holds_its_level_with_a_sample_to_compare_with(n_classes, 
     yard = np.arange(n_classes) < compared
     over = np.mean([anomaly_indices(row, yard).max() > calibrated_threshold(n_classes, compared) for row in draws])
     assert 0.02 <= over <= 0.08
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3, 0.6])
+def test_the_limit_of_classes_inverted_again_holds_its_level(noise):
+    """Clean models of 400 classes, 80 of them compared; a share `noise` of the variance is within classes."""
+    n_classes, held, finalists, times = 400, 80, 3, 4
+    rng, plane = np.random.default_rng(7), np.broadcast_to(np.float32(0), (1, 32, 32))
+    flagged, limits = 0, []
+    for _ in range(200):
+        means = np.sqrt(1 - noise) * rng.standard_normal(n_classes)
+        logs = means + np.sqrt(noise) * rng.standard_normal(n_classes)
+        smallest = np.argsort(logs)[:finalists]
+        more = means[smallest] + np.sqrt(noise) * rng.standard_normal((times, finalists))
+        logs[smallest] = np.median([logs[smallest], *more], axis=0)
+        scatter, freedom = float(np.sqrt(more.var(0, ddof=1).mean())), finalists * (times - 1)
+        found = [
+            Trigger(target=k, mask=plane, pattern=plane, l1=60 * np.exp(0.4 * log), success=Rate(50, 50))
+            for k, log in enumerate(logs)
+        ]
+        told = Repeated(classes=tuple(smallest.tolist()), times=times, scatter=0.4 * scatter, freedom=freedom)
+        detection = detect(found, compared=range(held), repeated=told)
+        flagged += bool(detection.suspects)
+        limits.append(detection.threshold)
+    assert flagged <= 16
+    once = calibrated_threshold(n_classes, held)
+    assert max(limits) <= once and (np.median(limits) < once - noise / 2 if noise else min(limits) == once)
+
+
+def test_only_classes_inverted_again_are_held_to_the_lower_limit():
+    rng, plane = np.random.default_rng(7), np.broadcast_to(np.float32(0), (1, 32, 32))
+    limits = [calibrated_threshold(400, 80)]
+    index = limits[0] - 0.1
+    logs = np.sort(rng.standard_normal(80))
+    logs = (logs - np.median(logs)) / np.median(np.abs(logs - np.median(logs))) * 0.6745
+    found = [
+        Trigger(target=k, mask=plane, pattern=plane, l1=60 * np.exp(0.4 * log), success=Rate(50, 50))
+        for k, log in enumerate([*logs, -index, -index])
+    ] + [surveyed_trigger(k, (1, 32, 32)) for k in range(82, 400)]
+    told = Repeated(classes=(81,), times=4, scatter=0.3, freedom=9)
+    assert detect(found, compared=range(80), repeated=told).suspects == (81,)
+    assert detect(found, compared=range(80), repeated=replace(told, freedom=0)).suspects == ()
+    assert detect(found, compared=range(80)).suspects == ()
 
 
 def test_winners_do_not_move_what_they_are_held_against():

@@ -9,12 +9,13 @@ logarithms (they spread by factors, not by pixels), and a suspect must besides b
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
+from math import floor, sqrt
 
 import numpy as np
 
-from debride.types import BoolArray, Detection, DoubleArray, Finding, Trigger
+from debride.types import BoolArray, Detection, DoubleArray, Finding, Repeated, Trigger
 
 _FEWEST = 5
 """Below so many classes the MAD says next to nothing; then only ratios of norms are compared."""
@@ -42,47 +43,93 @@ _SURVEYED = "looked at briefly: others promised smaller triggers"
 _CLEAN, _DOUBTED = 0.95, 0.8
 """A suspect's index is above the largest one of this share of clean models. Above that of the second share nothing is
 called clean either, where the median is that of a sample: few images may not tell one of a thousand from luck."""
+_SURELY = 1.2816
+"""The variance of a class's inversions is taken at the end of its 90 % interval that makes the limit higher."""
+_STEP = 0.05
+"""To multiples of which the share of that variance is rounded down."""
 _MAD_TO_SIGMA = 1.4826
 _DRAWS = 20_000
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Again:
+    """The `finalists` smallest were inverted `times` times more; `noise` is the variance within classes as a share."""
+
+    finalists: int
+    times: int
+    noise: float
+
+
 def detect(
-    triggers: Sequence[Trigger], *, transfer: float = 0.8, compared: Sequence[int] = (), doubts: bool = True
+    triggers: Sequence[Trigger],
+    *,
+    transfer: float = 0.8,
+    compared: Sequence[int] = (),
+    repeated: Repeated | None = None,
+    doubts: bool = True,
 ) -> Detection:
     """One `Finding` per trigger (one trigger per class, in class order); `transfer` is the success demanded.
 
     The anomaly index is positive for norms below the median. Median and spread are those of the classes `compared`, all
-    that were inverted where none are given; classes that were not (`Trigger.surveyed`) have no index. The verdict is
-    left open (`inconclusive` says why) when too few triggers work to compare with, or norms are too small or too few to
-    tell; and, with `doubts`, where a class is nearly a suspect beside a sample.
+    that were inverted where none are given; classes that were not (`Trigger.surveyed`) have no index. Those `repeated`
+    stand by the median of several inversions, which luck makes small less often: for them the limit is lower. The
+    verdict is left open (`inconclusive` says why) when too few triggers work to compare with, or norms are too small or
+    too few to tell; and, with `doubts`, where a class is nearly a suspect beside a sample.
     """
     known = np.array([not t.surveyed for t in triggers])
     yard = _yard(known, compared)
     norms = _norms(triggers, known, yard)
     area = triggers[0].mask.size
     anomalies = anomaly_indices(norms, yard)
-    threshold = calibrated_threshold(len(norms), int(yard.sum()))
+    again = _again(repeated, norms, yard)
+    once, threshold = _limits(len(norms), int(yard.sum()), again, _CLEAN)
 
-    def judged(limit: float) -> list[str]:
+    def judged(once: float, limit: float) -> list[str]:
+        limits = [limit if repeated and i in repeated.classes else once for i in range(len(triggers))]
         return [
-            _judge(t, norms, yard, i, float(anomalies[i]), limit, transfer) if known[i] else _SURVEYED
+            _judge(t, norms, yard, i, float(anomalies[i]), limits[i], transfer) if known[i] else _SURVEYED
             for i, t in enumerate(triggers)
         ]
 
     findings = tuple(
         Finding(trigger=t, anomaly=float(a), suspect=not reason, reason=reason or _small(t, norms[yard]))
-        for t, a, reason in zip(triggers, anomalies, judged(threshold), strict=True)
+        for t, a, reason in zip(triggers, anomalies, judged(once, threshold), strict=True)
     )
     inconclusive = _undecided(triggers, norms[yard], area, findings)
     if doubts and not (inconclusive or yard.all() or any(f.suspect for f in findings)):
-        looser = judged(calibrated_threshold(len(norms), int(yard.sum()), share=_DOUBTED))
+        looser = judged(*_limits(len(norms), int(yard.sum()), again, _DOUBTED))
         inconclusive = _nearly([f for f, reason in zip(findings, looser, strict=True) if not reason], len(norms))
     return Detection(
         findings=findings,
         threshold=threshold,
         inconclusive=inconclusive,
         compared=tuple(compared),
+        repeated=repeated,
     )
+
+
+def _again(repeated: Repeated | None, norms: DoubleArray, yard: BoolArray) -> Again | None:
+    """How the limit of the classes `repeated` is drawn; None where it is that of the others."""
+    if repeated is None or not repeated.freedom:
+        return None
+    spread = float(_spread(np.log(norms[yard])))
+    if not spread > 0:
+        return None
+    least = repeated.scatter**2 * repeated.freedom / _chi_squared(repeated.freedom)
+    noise = floor(min(1.0, least / spread**2) / _STEP) * _STEP
+    return Again(finalists=len(repeated.classes), times=repeated.times, noise=noise) if noise else None
+
+
+def _chi_squared(freedom: int) -> float:
+    """Below which 90 % of a chi-squared variable stays (Wilson and Hilferty, PNAS 1931)."""
+    part = 2 / (9 * freedom)
+    return float(freedom * (1 - part + _SURELY * sqrt(part)) ** 3)
+
+
+def _limits(n_classes: int, n_compared: int, again: Again | None, share: float) -> tuple[float, float]:
+    """Of classes inverted once, and of those inverted several times."""
+    once = calibrated_threshold(n_classes, n_compared, share=share)
+    return once, min(once, calibrated_threshold(n_classes, n_compared, again, share=share)) if again else once
 
 
 def _yard(known: BoolArray, compared: Sequence[int]) -> BoolArray:
@@ -118,24 +165,44 @@ def anomaly_indices(norms: DoubleArray, yard: BoolArray | None = None) -> Double
     logs = np.log(norms)
     held = logs if yard is None else logs[yard]
     below = np.median(held) - logs
-    spread = _MAD_TO_SIGMA * np.median(np.abs(np.median(held) - held))
+    spread = _spread(held)
     return np.asarray(below / spread if spread > 0 else np.zeros_like(below))
 
 
+def _spread(logs: DoubleArray) -> DoubleArray:
+    """The standard deviation of log norms (..., K) along the last axis, by their MAD."""
+    middle = np.median(logs, axis=-1, keepdims=True)
+    return np.asarray(_MAD_TO_SIGMA * np.median(np.abs(logs - middle), axis=-1))
+
+
 @cache
-def calibrated_threshold(n_classes: int, n_compared: int | None = None, *, share: float = _CLEAN) -> float:
+def calibrated_threshold(
+    n_classes: int, n_compared: int | None = None, again: Again | None = None, *, share: float = _CLEAN
+) -> float:
     """The quantile `share` of the largest index among `n_classes` clean log norms, taken as normal; infinite below 5.
 
-    `n_compared` of them (None: all) give median and MAD.
+    `n_compared` of them (None: all) give median and MAD. With `again`, the quantile of the largest among those that
+    were inverted several times.
     """
     held = n_classes if n_compared is None else n_compared
     if held < _FEWEST:
         return float("inf")
     draws = max(500, min(_DRAWS, 2_000_000 // n_classes))
-    logs = np.random.default_rng(0).standard_normal((draws, n_classes))
-    middle = np.median(logs[:, :held], axis=1, keepdims=True)
-    spread = _MAD_TO_SIGMA * np.median(np.abs(logs[:, :held] - middle), axis=1)
-    return float(np.quantile((middle[:, 0] - logs.min(axis=1)) / spread, share))
+    rng = np.random.default_rng(0)
+    logs = rng.standard_normal((draws, n_classes))
+    middle, spread = np.median(logs[:, :held], axis=1), _spread(logs[:, :held])
+    smallest = _medians(logs, again, rng) if again else logs
+    return float(np.quantile((middle - smallest.min(axis=1)) / spread, share))
+
+
+def _medians(logs: DoubleArray, again: Again, rng: np.random.Generator) -> DoubleArray:
+    """Of log norms (D, K) of variance 1, the medians (D, F) of the F smallest and of inversions of these drawn anew."""
+    first = np.partition(logs, again.finalists - 1, axis=1)[:, None, : again.finalists]
+    # What a class's first inversion says of its mean, where a share `noise` of the variance is within classes.
+    mean = (1 - again.noise) * first + sqrt(again.noise * (1 - again.noise)) * rng.standard_normal(first.shape)
+    more = mean + sqrt(again.noise) * rng.standard_normal((len(logs), again.times, again.finalists))
+    drawn = np.sort(np.concatenate([first, more], axis=1), axis=1)
+    return np.asarray(drawn[:, again.times // 2])
 
 
 def _judge(

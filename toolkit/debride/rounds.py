@@ -392,8 +392,9 @@ def inverted_anew(
     stage = "inversion anew"
     found = invert(*data, targets, options=options, seed=seed, progress=progress, stage=stage)
     if 0 < len(detection.compared) < len(detection.findings):
-        found = settled(*data, found, options=options, seed=seed, progress=progress, stage=stage)
+        found, _ = settled(*data, found, options=options, seed=seed, progress=progress, stage=stage)
     anew = {target: found[target][0] for target in targets}
     triggers = [anew.get(f.trigger.target, f.trigger) for f in detection.findings]
-    # A class that was doubted before is not what was cleaned.
-    return detect(triggers, transfer=options.transfer, compared=detection.compared, doubts=False), anew
+    # The limit is the one that the class was found by, and a class that was doubted before is not what was cleaned.
+    held, repeated = detection.compared, detection.repeated
+    return detect(triggers, transfer=options.transfer, compared=held, repeated=repeated, doubts=False), anew

@@ -113,7 +113,7 @@ def searched(loaded: Loaded, settings: Settings, progress: Progress, clock: Cloc
         made = search_classes(*data, loaded.n_classes, options=options, seed=settings.seed, progress=progress)
         shape = loaded.fit.images.shape[1:]
         best = [made.triggers[c][0] if c in made.triggers else surveyed_trigger(c, shape) for c in every]
-        detection = detect(best, transfer=options.transfer, compared=made.compared)
+        detection = detect(best, transfer=options.transfer, compared=made.compared, repeated=made.repeated)
     return Search(loaded=loaded, detection=detection)
 
 

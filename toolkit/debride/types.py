@@ -16,10 +16,12 @@ from .types_find import (
     Finding,
     Progress,
     Rate,
+    Repeated,
     Samples,
     Trigger,
     TriggerEvaluation,
     no_progress,
+    part_of,
     surveyed_trigger,
 )
 from .types_input import (
@@ -71,6 +73,7 @@ __all__ = [
     "Reference",
     "Refused",
     "Relearning",
+    "Repeated",
     "Report",
     "Retraining",
     "Round",
@@ -87,5 +90,6 @@ __all__ = [
     "WeightChange",
     "frozen_array",
     "no_progress",
+    "part_of",
     "surveyed_trigger",
 ]

@@ -22,6 +22,15 @@ class Progress(Protocol):
         ...
 
 
+def part_of(progress: Progress, number: int, parts: int) -> Progress:
+    """Tells `progress` of a stage that is done in so many `parts` of the same length, of which this is `number`."""
+
+    def told(stage: str, done: int, total: int, note: str = "") -> None:
+        progress(stage, number * total + done, parts * total, note)
+
+    return told
+
+
 def no_progress(stage: str, done: int, total: int, note: str = "") -> None:
     """The `Progress` that says nothing."""
 
@@ -96,6 +105,20 @@ class Trigger:
         return self.l1 != self.l1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repeated:
+    """`classes` that were inverted `times` times more, and stand by the median norm of all their inversions.
+
+    `scatter` is the standard deviation of the log norms within a class, over `times` later inversions that worked, and
+    `freedom` its degrees of freedom (0: not known).
+    """
+
+    classes: tuple[int, ...]
+    times: int
+    scatter: float = 0.0
+    freedom: int = 0
+
+
 def surveyed_trigger(target: int, shape: tuple[int, int, int]) -> Trigger:
     """What stands for the trigger of a class that was never inverted, for images of `shape` (C, H, W)."""
     empty = np.broadcast_to(np.float32(0), shape)
@@ -116,13 +139,15 @@ class Finding:
 class Detection:
     """One `Finding` per class, in class order; `inconclusive` holds the reason when the data cannot tell.
 
-    `compared` are the classes whose norms the others are held against; empty: all that were inverted.
+    `compared` are the classes whose norms the others are held against; empty: all that were inverted. `threshold` is
+    that of the classes `repeated`, where there are any.
     """
 
     findings: tuple[Finding, ...]
     threshold: float
     inconclusive: str = ""
     compared: tuple[int, ...] = ()
+    repeated: Repeated | None = None
 
     @property
     def surveyed(self) -> int:

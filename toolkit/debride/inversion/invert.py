@@ -19,8 +19,12 @@ from debride.inversion.options import InversionOptions
 from debride.inversion.strength import others, strengthened, with_success
 from debride.jitter import jitter
 from debride.proxy.interpreter import Proxy
-from debride.types import FloatArray, IntArray, Predict, Progress, Rate, Samples, Trigger, no_progress
+from debride.types import FloatArray, IntArray, Predict, Progress, Rate, Samples, Trigger, no_progress, part_of
 
+_BLOCK_VALUES = 1 << 24
+"""Values of the masks and patterns learnt together: Adam and the best so far take five times that."""
+_SEEDS = 100_000
+"""Between the seeds of two blocks of classes, whose triggers would begin alike otherwise."""
 _STILL = 0.25
 """Share of an arm's images, at each step, that are not moved while a trigger is fitted.
 
@@ -56,8 +60,37 @@ def invert(
     """Triggers for each of `classes`, best first: those that succeed on `held_out`, then the smallest.
 
     `fit` and `held_out` must carry labels (where the images have none, the delivered model's own answers): a class's
-    own images are never stamped to reach it. Success is measured by `predict` on held-out images.
+    own images are never stamped to reach it. Success is measured by `predict` on held-out images. Where their masks
+    and patterns would take too much memory together, classes are inverted in blocks.
     """
+    size = max(1, together(fit) // options.restarts)
+    blocks = [classes[first : first + size] for first in range(0, len(classes), size)]
+    found: dict[int, tuple[Trigger, ...]] = {}
+    for number, block in enumerate(blocks):
+        told = part_of(progress, number, len(blocks))
+        ours = seed + _SEEDS * number
+        found |= _inverted(proxy, predict, fit, held_out, block, options=options, seed=ours, progress=told, stage=stage)
+    return found
+
+
+def together(samples: Samples) -> int:
+    """How many masks and patterns of such images are learnt together at most."""
+    return max(1, _BLOCK_VALUES // int(samples.images[0].size + samples.images[0, 0].size))
+
+
+def _inverted(
+    proxy: Proxy,
+    predict: Predict,
+    fit: Samples,
+    held_out: Samples,
+    classes: Sequence[int],
+    *,
+    options: InversionOptions,
+    seed: int,
+    progress: Progress,
+    stage: str,
+) -> dict[int, tuple[Trigger, ...]]:
+    """`invert` of one block."""
     draws = Draws(fit, options.images, seed)
     arms = draws.arms([c for c in classes for _ in range(options.restarts)], options, proxy.device)
     planned = len(classes) * planned_steps(options)

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from debride.inversion.invert import Draws, invert, planned_steps, preference
+from debride.inversion.invert import Draws, invert, planned_steps, preference, together
 from debride.inversion.options import InversionOptions
 from debride.proxy.interpreter import Proxy
-from debride.types import Predict, Progress, Samples, Trigger, no_progress
+from debride.types import Predict, Progress, Repeated, Samples, Trigger, no_progress, part_of
 
 _FIRST, _SECOND = 24, 40
 """Steps of the first look at every class, and of the second, from the start again, at those that it leaves."""
@@ -27,10 +27,6 @@ _LEFT = 0.125
 _SAMPLED, _MOST_SAMPLED = 0.2, 256
 """Share of the classes in the random sample, and the most of them. In 95 % of draws the largest index of 1283 clean
 norms stays below 5.20 where 32 of them give median and spread, 4.26 where 128 do, 4.13 with 256 and 3.97 with all."""
-_SEEDS = 100_000
-"""Between the seeds of two blocks of classes, whose triggers would begin alike otherwise."""
-_BLOCK_VALUES = 1 << 24
-"""Values of the masks and patterns learnt together: Adam and the best so far take five times that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,6 +35,7 @@ class Searched:
 
     triggers: Mapping[int, tuple[Trigger, ...]]
     compared: tuple[int, ...]
+    repeated: Repeated | None = None
 
 
 def search(
@@ -57,12 +54,13 @@ def search(
     how: dict[str, Any] = {"options": options, "seed": seed, "progress": progress}
     if n_classes <= options.most_classes:
         every = tuple(range(n_classes))
-        return Searched(triggers=_inverted(*data, every, **how), compared=every)
+        return Searched(triggers=invert(*data, every, **how), compared=every)
     rng = np.random.default_rng(seed)
     sample = sorted(rng.permutation(n_classes)[: _sampled(n_classes, options)].tolist())
     promising = shortlist(proxy, fit, n_classes, **how)
     chosen = sorted({*sample, *promising})
-    return Searched(triggers=settled(*data, _inverted(*data, chosen, **how), **how), compared=tuple(sample))
+    triggers, repeated = settled(*data, invert(*data, chosen, **how), **how)
+    return Searched(triggers=triggers, compared=tuple(sample), repeated=repeated)
 
 
 def settled(
@@ -76,60 +74,39 @@ def settled(
     seed: int,
     progress: Progress = no_progress,
     stage: str = "inversion of the smallest",
-) -> dict[int, tuple[Trigger, ...]]:
+) -> tuple[dict[int, tuple[Trigger, ...]], Repeated]:
     """`found`, triggers by class, where the few classes with the smallest that work stand by their median inversion.
 
     The smallest of hundreds is small by luck, too; inverted `options.again` times more, what is luck goes and what is
-    planted stays. Where fewer than half of a class's inversions work, one that does not is its median.
+    planted stays. Where fewer than half of a class's inversions work, one that does not is its median. Beside them,
+    which classes those are, and how much their norms scatter.
     """
 
     def wanted(triggers: tuple[Trigger, ...]) -> tuple[bool, float]:
         return preference(triggers[0], options.transfer)
 
     finalists = sorted(found, key=lambda c: wanted(found[c]))[: options.finalists]
-    drawn = [found]
+    more = []
     for number in range(options.again):
-        told = _part(progress, number, options.again)
+        told = part_of(progress, number, options.again)
         data = (proxy, predict, fit, held_out, finalists)
-        drawn.append(invert(*data, options=options, seed=seed + 1 + number, progress=told, stage=stage))
+        more.append(invert(*data, options=options, seed=seed + 1 + number, progress=told, stage=stage))
+    drawn = [found, *more]
     middle = {c: sorted((one[c] for one in drawn), key=wanted)[(len(drawn) - 1) // 2] for c in finalists}
-    return {**found, **middle}
+    return {**found, **middle}, _repeated({c: [one[c][0] for one in more] for c in finalists}, options)
 
 
-def _inverted(
-    proxy: Proxy,
-    predict: Predict,
-    fit: Samples,
-    held_out: Samples,
-    classes: Sequence[int],
-    *,
-    options: InversionOptions,
-    seed: int,
-    progress: Progress,
-) -> dict[int, tuple[Trigger, ...]]:
-    """`invert`, in blocks of classes where their masks and patterns would take too much memory together."""
-    size = max(1, _block(fit) // options.restarts)
-    blocks = [classes[first : first + size] for first in range(0, len(classes), size)]
-    found: dict[int, tuple[Trigger, ...]] = {}
-    for number, block in enumerate(blocks):
-        told = _part(progress, number, len(blocks))
-        ours = seed + _SEEDS * number
-        found |= invert(proxy, predict, fit, held_out, block, options=options, seed=ours, progress=told)
-    return found
+def _repeated(drawn: Mapping[int, Sequence[Trigger]], options: InversionOptions) -> Repeated:
+    """How much the log norms of triggers `drawn` independently of each other scatter within their classes.
 
-
-def _part(progress: Progress, number: int, parts: int) -> Progress:
-    """Tells `progress` of a stage that is done in so many `parts` of the same length, of which this is `number`."""
-
-    def told(stage: str, done: int, total: int, note: str = "") -> None:
-        progress(stage, number * total + done, parts * total, note)
-
-    return told
-
-
-def _block(samples: Samples) -> int:
-    """How many masks and patterns of such images are learnt together at most."""
-    return max(1, _BLOCK_VALUES // int(samples.images[0].size + samples.images[0, 0].size))
+    The first inversion of a class is none of these: it was among the smallest, and is smaller than others by that.
+    """
+    working = ([t.l1 for t in ours if not preference(t, options.transfer)[0]] for ours in drawn.values())
+    logs = [np.log(np.maximum(norms, 1e-6)) for norms in working if len(norms) > 1]
+    freedom = sum(len(ours) - 1 for ours in logs)
+    squares = sum(float(np.var(ours)) * len(ours) for ours in logs)
+    scatter = float(np.sqrt(squares / freedom)) if freedom else 0.0
+    return Repeated(classes=tuple(drawn), times=options.again, scatter=scatter, freedom=freedom)
 
 
 def planned_passes(n_classes: int, options: InversionOptions) -> dict[str, int]:
@@ -169,7 +146,7 @@ def shortlist(
 ) -> tuple[int, ...]:
     """The `options.shortlist` classes that one short-lived trigger each reaches most easily, the easiest first."""
     draws = Draws(fit, options.images, seed)
-    block = _block(fit)
+    block = together(fit)
     left, planned, spent = _left(n_classes, options), _look_steps(n_classes, options), 0
 
     def ranked(classes: Sequence[int], steps: int) -> list[int]:

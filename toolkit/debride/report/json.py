@@ -46,6 +46,7 @@ def to_json(report: Report, *, files: Sequence[str] = ()) -> str:
         "threshold": report.detection.threshold,
         "inconclusive": report.detection.inconclusive or None,
         "compared": report.detection.compared,
+        "repeated": _repeated(report.detection),
         "pruned": [
             {"layer": p.group.layer, "channel": p.group.channel, "attack": p.attack, "utility": p.utility}
             for p in report.pruned
@@ -106,8 +107,13 @@ def _recheck(detection: Detection) -> dict[str, Any]:
         "threshold": detection.threshold,
         "inconclusive": detection.inconclusive or None,
         "compared": detection.compared,
+        "repeated": _repeated(detection),
         "triggers": [_finding(f) for f in detection.findings],
     }
+
+
+def _repeated(detection: Detection) -> dict[str, Any] | None:
+    return _record(detection.repeated) if detection.repeated else None
 
 
 def _seconds(seconds: Mapping[str, float]) -> dict[str, float]:

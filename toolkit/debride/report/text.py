@@ -25,7 +25,7 @@ from debride.report.words import (
     shorten,
     size,
 )
-from debride.types import Detection, Finding, InputSpec, Report
+from debride.types import Detection, Finding, InputSpec, Repeated, Report
 
 LOWEST = 5
 
@@ -164,7 +164,8 @@ def _triggers(title: str, detection: Detection, names: Sequence[str]) -> list[st
     if detection.surveyed:
         lines += fill(
             f"{detection.surveyed} of {len(findings)} classes were looked at briefly and not inverted, since others "
-            f"promised smaller triggers; held against a random sample of {len(detection.compared)} classes",
+            f"promised smaller triggers; held against a random sample of {len(detection.compared)} classes"
+            + (f"; {_repeated(detection.repeated)}" if detection.repeated else ""),
             "  ",
         )
     for f in shown:
@@ -173,6 +174,11 @@ def _triggers(title: str, detection: Detection, names: Sequence[str]) -> list[st
     if detection.inconclusive:
         lines += fill(f"Inconclusive: {detection.inconclusive}", "  ")
     return lines
+
+
+def _repeated(repeated: Repeated) -> str:
+    few = plural(len(repeated.classes), "class")
+    return f"{few} with the smallest stand by the median of {repeated.times + 1} inversions"
 
 
 def _chosen(findings: Sequence[Finding]) -> list[Finding]:
