@@ -120,7 +120,7 @@ def test_text_says_what_was_done_and_what_it_brought():
         "Retrained The retrained network is delivered. Why: pruning left an attack success of 26.7 %"
     )
     assert "stayed as it was, and channels that were cut stayed zero." in said
-    assert "Method unlearning Labels given Images 100 clean images" in said
+    assert "Method unlearning Labels given Images 100 clean images, 32 a step" in said
     assert (
         "Steps 160 taken, of at most 200; the best weights are those of step 120 Batch norm running mean and " in said
     )

@@ -308,7 +308,7 @@ def test_one_that_nothing_changed_is_not(loaded, pruned, made, monkeypatch):
 
 
 def test_where_no_step_was_taken_the_time_is_to_blame(loaded, pruned, made, monkeypatch):
-    late = replace(made, changes=(), course=Course(steps=0, best=0, loss=1.0))
+    late = replace(made, changes=(), course=Course(steps=0, images=4, best=0, loss=1.0))
     found = kept_or_not(loaded, pruned, late, monkeypatch)
     assert not found.retraining.kept and found.retraining.reason.startswith("the time budget was spent")
 
@@ -333,7 +333,7 @@ def test_one_that_knows_a_class_no_more_is_not(loaded, pruned, made, monkeypatch
 
 def test_weights_that_changed_before_any_good_step_are_not(loaded, pruned, made, monkeypatch):
     monkeypatch.setattr(mending, "worse", lambda *_: "")
-    first = Course(steps=6, best=0, loss=1.0)
+    first = Course(steps=6, images=4, best=0, loss=1.0)
     rounded = replace(made, course=first, checked=pruned.checked)
     assert kept_or_not(loaded, pruned, rounded, monkeypatch).retraining.reason.startswith("no step made it better")
     # Statistics that were estimated anew are a gain of their own.

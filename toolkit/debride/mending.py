@@ -169,6 +169,7 @@ def tried(
         reason=against or reason,
         labels="given" if loaded.labelled else "delivered",
         images=made.images,
+        per_step=made.course.images,
         steps=made.course.steps,
         budget=made.budget,
         best=made.course.best,

@@ -224,4 +224,4 @@ def _joined(courses: Sequence[Course]) -> Course:
     for course in courses:
         best = taken + course.best if course.best else best
         taken += course.steps
-    return Course(steps=taken, best=best, loss=courses[-1].loss)
+    return Course(steps=taken, images=courses[-1].images, best=best, loss=courses[-1].loss)

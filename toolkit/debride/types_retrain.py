@@ -49,9 +49,10 @@ class Retraining:
     """How a network was retrained, and whether it is that one which is delivered (`kept`).
 
     `reason` says why it was retrained and, where it is not kept, why not. `labels`: the truth was given, or is the
-    delivered model's own answers. `steps` of at most `budget` updates were taken on `images` clean images; the weights
-    are those of step `best`. `changes` lists the initializers that differ, `fixed` what could not be trained.
-    `statistics` tells of the running mean and variance of batch normalisation ("none": the graph has none, or folded).
+    delivered model's own answers. `steps` of at most `budget` updates were taken on `images` clean images, `per_step`
+    in each (0: not told); the weights are those of step `best`. `changes` lists the initializers that differ, `fixed`
+    what could not be trained. `statistics` tells of the running mean and variance of batch normalisation ("none": the
+    graph has none, or folded).
     `before` and `after` are the network before and after, on held-out images.
     """
 
@@ -69,3 +70,4 @@ class Retraining:
     before: Evaluation
     after: Evaluation
     relearning: tuple[Relearning, ...] = ()
+    per_step: int = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,6 +20,8 @@ a step of quantised scores is near 1/127 of their size. So a few scores may be a
 1.6e-3 on average, in `benchmarks/bench_proxy.py --only quantised`), but not many, as with a wrong scale.
 """
 _RANDOM = 8
+_AT_ONCE = 16
+"""Images in a pass: 64 of 224x224 pixels took 1.5 GiB together."""
 
 
 def check_parity(
@@ -50,8 +54,7 @@ def difference(proxy: Proxy, predict: Predict, images: FloatArray) -> float:
     For a proxy that computes in half precision, whose first classes may differ where two are close.
     """
     expected = np.asarray(predict(images), np.float64).reshape(len(images), -1)
-    with torch.no_grad():
-        actual = proxy.scores(torch.from_numpy(np.array(images)).to(proxy.device)).double().cpu().numpy()
+    actual = _told(proxy.scores, proxy, images)
     away = np.abs(actual - expected).max() / (np.abs(expected).max() + 1e-6)
     return float(away) if np.isfinite(away) else float("inf")
 
@@ -60,10 +63,7 @@ def _compare(
     proxy: Proxy, predict: Predict, images: FloatArray, limits: tuple[float, float | None], kind: str
 ) -> float:
     expected = np.asarray(predict(images), np.float64).reshape(len(images), -1)
-    tensor = torch.from_numpy(np.array(images)).to(proxy.device)
-    with torch.no_grad():
-        actual = proxy.scores(tensor).double().cpu().numpy()
-        logits = proxy(tensor).double().cpu().numpy()
+    actual, logits = _told(proxy.scores, proxy, images), _told(proxy, proxy, images)
     _require_finite(expected, "onnxruntime's", kind)
     _require_finite(actual, "the proxy's", kind)
     _require_finite(logits, "the proxy's", kind)
@@ -77,6 +77,14 @@ def _compare(
         _require_close(float(away.mean()), mean, " on average", kind)
     _require_same_class(logits, expected, tolerance * (size + 1e-6), kind)
     return float(away.max())
+
+
+def _told(scores: Callable[[torch.Tensor], torch.Tensor], proxy: Proxy, images: FloatArray) -> npt.NDArray[np.float64]:
+    """`scores` of `images`, in portions, without a way back."""
+    portions = (np.array(images[i : i + _AT_ONCE]) for i in range(0, len(images), _AT_ONCE))
+    with torch.no_grad():
+        parts = [scores(torch.from_numpy(portion).to(proxy.device)).double().cpu().numpy() for portion in portions]
+    return np.concatenate(parts)
 
 
 def _require_close(difference: float, limit: float, how: str, kind: str) -> None:

@@ -34,6 +34,7 @@ def retraining_fields(retraining: Retraining) -> dict[str, Any]:
         "reason": retraining.reason,
         "labels": retraining.labels,
         "images": retraining.images,
+        "per_step": retraining.per_step,
         "steps": retraining.steps,
         "budget": retraining.budget,
         "best": retraining.best,
@@ -90,7 +91,8 @@ def _facts(retraining: Retraining) -> Iterator[str]:
     start = " (before training)" if retraining.best == 0 else ""
     yield from field("Method", _short(retraining.method), "  ")
     yield from field("Labels", _LABELS[retraining.labels], "  ")
-    yield from field("Images", plural(retraining.images, "clean image"), "  ")
+    each = f", {retraining.per_step} a step" if retraining.per_step else ""
+    yield from field("Images", plural(retraining.images, "clean image") + each, "  ")
     yield from field("Steps", f"{steps} {retraining.best}{start}", "  ")
     yield from field("Batch norm", _STATISTICS[retraining.statistics], "  ")
 

@@ -24,9 +24,11 @@ _WARM = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
-    """`steps` were taken; the network has the weights of step `best`, whose loss on watched images is `loss`."""
+    """`steps` of `images` clean images each were taken; the network has the weights of step `best`, whose loss on
+    watched images is `loss`."""
 
     steps: int
+    images: int
     best: int
     loss: float
 
@@ -50,8 +52,8 @@ def train(
     optimizer = torch.optim.Adam(list(network.masters.values()), lr=options.rate)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, options.steps))
     every = max(1, math.ceil(options.steps / _CHECKS))
-    best, kept = Course(steps=0, best=0, loss=_watch(network, loss, watched)), network.snapshot()
     step, images = 0, network.proxy.compute.images(options.images)
+    best, kept = Course(steps=0, images=images, best=0, loss=_watch(network, loss, watched)), network.snapshot()
     late = deadline is not None and time.monotonic() > deadline
     while step < options.steps and not late:
         set_gradients(network, loss, draws(images))
@@ -65,12 +67,12 @@ def train(
             continue
         now = _watch(network, loss, watched)
         if now < best.loss:
-            best, kept = Course(steps=step, best=step, loss=now), network.snapshot()
+            best, kept = Course(steps=step, images=images, best=step, loss=now), network.snapshot()
         elif step - best.best >= _PATIENCE * every:
             break
     network.load(kept)
     progress(stage, options.steps, options.steps, f"loss {best.loss:.3f}")
-    return Course(steps=step, best=best.best, loss=best.loss)
+    return Course(steps=step, images=images, best=best.best, loss=best.loss)
 
 
 def _share(step: int, steps: int) -> float:
