@@ -74,4 +74,5 @@ def test_cleaning_is_expected_to_take_what_it_will_do():
     whole = cleaning(loaded(), Settings(), pruning=False)
     assert whole["pruning"] == 0 and whole["retraining"] == 2 * plan["retraining"]
     large = cleaning(loaded(batch=16), Settings(), pruning=True)
-    assert large["retraining"] == plan["retraining"] / 2 and large["pruning"] == plan["pruning"] / 2
+    assert large["retraining"] == plan["retraining"] / 2
+    assert plan["pruning"] / 2 < large["pruning"] < 0.6 * plan["pruning"]  # what values the short list is no less

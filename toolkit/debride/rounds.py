@@ -53,9 +53,10 @@ triggers fade before the true one does, but what is left of a spent attack is wo
 _MOST_ROUNDS = 16
 _ATTACK_IMAGES = 120
 _UTILITY_IMAGES = 256
-_VALUED = 128
-"""Images of a stake on which the short list is valued; what is cut is chosen on all of them. The cuts were those by
-all of them in five of six runs on five models. Of large images all three are fewer (`Compute.images`)."""
+_VALUED = 32
+"""Images of a stake on which the short list is valued; what is cut is chosen on all of them. By 128 the cuts left no
+less of the attack, and cost no less (four models, two seeds each, in benchmarks/RESULTS.md). Of large images the other
+two are fewer (`Compute.images`)."""
 _COALITIONS = 64
 EVALUATIONS = 80
 _SHORTLIST = 16
@@ -291,7 +292,7 @@ def expected_passes(loaded: Loaded) -> float:
     """What the pruning of one class takes, in image passes of the proxy, for an estimate of the time."""
     images = loaded.compute.images
     screened = 2 * _PASSES * images(_COALITIONS)
-    played = EVALUATIONS * 2 * images(_VALUED) + 2 * _SHORTLIST * images(_ATTACK_IMAGES)
+    played = EVALUATIONS * 2 * _VALUED + 2 * _SHORTLIST * images(_ATTACK_IMAGES)
     return _USUAL_ROUNDS * (screened + _PLAYED * played)
 
 
@@ -299,7 +300,7 @@ def valued(
     loaded: Loaded, state: State, stakes: tuple[Stake, Stake], seed: int, *, evaluations: int = EVALUATIONS
 ) -> ShapleyValues:
     """Shapley values of all groups on the model as it stands."""
-    attack, utility = (stake.thinned(loaded.compute.images(_VALUED)) for stake in stakes)
+    attack, utility = (stake.thinned(_VALUED) for stake in stakes)
     return hybrid(
         exact_game(loaded, state.gone, (attack, utility)),
         screen=ProxyGame(_proxy(loaded, state), loaded.groups, stakes),
